@@ -1,0 +1,1 @@
+"""Runs a policy on an engine, from event to event, and records what was executed."""
