@@ -1,0 +1,153 @@
+"""What a policy is, and the registry by which it is found."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+from optimizer.errors import InputError
+from optimizer.simulator.queues import FifoQueue, WaitingQueue
+from optimizer.simulator.state import EngineState
+
+
+@dataclass
+class Policy:
+    """Decides the next step from what is visible now.
+
+    A subclass is a dataclass whose fields are its options, with defaults. It writes `step`, and `queue` if
+    waiting requests are not served in order of arrival.
+
+    Class attributes
+    ----------------
+    name
+        Set by `register`.
+    block_tokens
+        KV granularity of the system, or None: the engine's.
+    pages
+        Whether KV is paged. If not, the policy keeps reservations of its own (`optimizer.simulator.reserve`).
+    has_budget
+        Whether the system knows a token budget per step (`max_num_batched_tokens`).
+    asks_always
+        Whether `step` must also be called when nothing waits, nobody prefills and KV is plentiful; other
+        policies then decode on without being asked.
+    seed
+        Set by `simulate` before `start`, for policies that draw random numbers.
+    """
+
+    name: ClassVar[str] = ""
+    block_tokens: ClassVar[int | None] = None
+    pages: ClassVar[bool] = True
+    has_budget: ClassVar[bool] = True
+    asks_always: ClassVar[bool] = False
+    seed = 0
+
+    def start(self, state: EngineState) -> None:
+        """Prepare for a run; called once, before anything arrives."""
+
+    def queue(self, state: EngineState) -> WaitingQueue:
+        """Give the queue in which requests wait."""
+        return FifoQueue()
+
+    def step(self, state: EngineState) -> None:
+        """Compose the next step: see `EngineState`."""
+        raise NotImplementedError
+
+    def finished(self, state: EngineState, request: int) -> None:
+        """Learn that a request is done: its length is known now (`state.generated`)."""
+
+
+P = TypeVar("P", bound=type[Policy])
+_REGISTRY: dict[str, type[Policy]] = {}
+
+
+def register(name: str) -> Callable[[P], P]:
+    """Make a policy known by a name, for the command line and for `make_policy`."""
+
+    def enter(policy: P) -> P:
+        if name in _REGISTRY:
+            raise ValueError(f"two policies are called {name!r}")
+        policy.name = name
+        _REGISTRY[name] = policy
+        return policy
+
+    return enter
+
+
+def policy_names() -> tuple[str, ...]:
+    """Give the names of all policies."""
+    return tuple(_REGISTRY)
+
+
+def policy_class(name: str) -> type[Policy]:
+    """Find a policy by its name.
+
+    Raises
+    ------
+    InputError
+        If there is none; the message names the nearest.
+    """
+    if name not in _REGISTRY:
+        near = difflib.get_close_matches(name, _REGISTRY, n=3) or list(_REGISTRY)
+        raise InputError(f"there is no policy {name!r}; did you mean {', '.join(near)}?", field="policy")
+    return _REGISTRY[name]
+
+
+def make_policy(name: str, **options: Any) -> Policy:
+    """Build a policy by name.
+
+    Parameters
+    ----------
+    name
+        One of `policy_names()`.
+    options
+        Its dataclass fields; text is converted to the type of the default.
+
+    Raises
+    ------
+    InputError
+        On an unknown name or option, or a value of the wrong kind.
+
+    Examples
+    --------
+    >>> make_policy("vllm-v1", long_prefill_token_threshold="256").long_prefill_token_threshold
+    256
+    """
+    cls = policy_class(name)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    given: dict[str, Any] = {}
+    for option, value in options.items():
+        if option not in fields:
+            known = ", ".join(f"{f.name}={f.default}" for f in fields.values()) or "none"
+            raise InputError(f"{name} has no option {option!r}; it has: {known}", field="policy-option")
+        given[option] = _convert(name, option, value, fields[option].default)
+    return cls(**given)
+
+
+def _convert(name: str, option: str, value: Any, default: Any) -> Any:
+    kind = type(default)
+    if isinstance(value, str) and kind is bool:
+        if value.lower() in ("true", "yes", "1", "false", "no", "0"):
+            return value.lower() in ("true", "yes", "1")
+    else:
+        try:
+            converted = kind(value)
+            if isinstance(value, str) or converted == value:
+                return converted
+        except (TypeError, ValueError):
+            pass
+    raise InputError(
+        f"{value!r} for {name}'s {option}; expected {kind.__name__}, such as {default!r}", field="policy-option"
+    )
+
+
+def describe(name: str) -> str:
+    """Give the first line of a policy's docstring."""
+    return (policy_class(name).__doc__ or "").strip().splitlines()[0]
+
+
+def options_of(name: str) -> dict[str, Any]:
+    """Give the options of a policy with their defaults."""
+    return {f.name: f.default for f in dataclasses.fields(policy_class(name))}

@@ -1,0 +1,109 @@
+"""Writes down what is executed, as runs, and makes a `Schedule` of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from optimizer.problem.requests import Floats
+from optimizer.problem.schedule import Schedule
+from optimizer.units import TICKS_PER_SECOND
+
+_FLUSH = 1 << 18
+"""Runs kept as Python tuples at most: a million requests must not become gigabytes of objects."""
+
+Run = tuple[int, int, int, int, int, int, int]
+"""start, end, first step (ticks), steps, decode_seqs, decode_context, prefill_tokens"""
+
+
+class Recorder:
+    """Takes notes during a simulation; the tables are those of `Schedule`."""
+
+    __slots__ = ("_held", "_kept", "_opened", "caches", "chunks", "count", "decodes", "holds", "preempts", "runs")
+
+    def __init__(self, size: int) -> None:
+        self.runs: list[Run] = []
+        self._kept: list[tuple[np.ndarray[Any, Any], ...]] = []
+        self.count = 0
+        self.chunks: list[int] = []
+        self.decodes: list[int] = []
+        self.preempts: list[int] = []
+        self.caches: list[int] = []
+        self.holds: list[int] = []
+        self._opened = [0] * size
+        self._held: dict[int, tuple[int, int, int]] = {}
+
+    def run(self, run: Run) -> None:
+        """Note a run; chunks of it are noted before, with the number `count`."""
+        self.runs.append(run)
+        self.count += 1
+        if len(self.runs) >= _FLUSH:
+            self._flush()
+
+    def joined(self, request: int) -> None:
+        """Note that a request decodes from the next run on."""
+        self._opened[request] = self.count
+
+    def left(self, request: int) -> None:
+        """Note that a request decodes no more."""
+        if self._opened[request] < self.count:
+            self.decodes += (request, self._opened[request], self.count - 1)
+
+    def preempted(self, request: int) -> None:
+        """Note a preemption before the next run."""
+        self.preempts += (self.count, request)
+
+    def cached(self, request: int, tokens: int) -> None:
+        """Note a prefix cache hit at an admission before the next run."""
+        self.caches += (self.count, request, tokens)
+
+    def reserved(self, request: int, offset: int, tokens: int) -> None:
+        """Note that a request holds a reservation from the next run on."""
+        self._held[request] = (self.count, offset, tokens)
+
+    def released(self, request: int) -> None:
+        """Note that a request holds its reservation no more."""
+        first, offset, tokens = self._held.pop(request)
+        if first < self.count:
+            self.holds += (request, first, self.count - 1, offset, tokens)
+
+    def _flush(self) -> None:
+        if not self.runs:
+            return
+        start, end, first, *rest = zip(*self.runs, strict=True)
+        times = (np.array([t / TICKS_PER_SECOND for t in c]) for c in (start, end, first))
+        self._kept.append((*times, *(np.array(c, dtype=np.int64) for c in rest)))
+        self.runs.clear()
+
+    def schedule(
+        self,
+        policy: str,
+        block_tokens: int,
+        max_num_batched_tokens: int | None,
+        first_token: list[int],
+        finish: list[int],
+    ) -> Schedule:
+        """Make the schedule; moments in ticks, -1 for never."""
+        for request in list(self._held):
+            self.released(request)
+        self._flush()
+        columns: list[Any] = [np.concatenate(c) for c in zip(*self._kept, strict=True)] or [np.empty(0)] * 7
+        start, end, first, steps, decode_seqs, decode_context, prefill_tokens = columns
+        chunks, decodes = _table(self.chunks, 4), _table(self.decodes, 3)
+        preempts, caches, holds = _table(self.preempts, 2), _table(self.caches, 3), _table(self.holds, 5)
+        return Schedule(
+            policy, block_tokens, max_num_batched_tokens,
+            start, end, first, steps, decode_seqs, decode_context, prefill_tokens,
+            *chunks, *decodes, *preempts, *caches, *holds,
+            _moments(first_token), _moments(finish),
+        )  # fmt: skip
+
+
+def _table(flat: list[int], width: int) -> tuple[np.ndarray[Any, Any], ...]:
+    table = np.array(flat, dtype=np.int64).reshape(-1, width)
+    return tuple(np.ascontiguousarray(table[:, i]) for i in range(width))
+
+
+def _moments(given: list[int]) -> Floats:
+    return np.array([t / TICKS_PER_SECOND if t >= 0 else np.nan for t in given])

@@ -1,0 +1,153 @@
+"""`simulate`: one instance, one policy, one schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from optimizer.capacity.step_time import StepClock
+from optimizer.errors import InputError, OptimizerError, PolicyError
+from optimizer.problem import Instance, Metrics, Schedule
+from optimizer.problem.knowledge import default_cap
+from optimizer.problem.metrics import TPOT_SLO_S, TTFT_SLO_S
+from optimizer.simulator.loop import Loop
+from optimizer.simulator.state import EngineState
+from optimizer.units import moment_ticks
+
+if TYPE_CHECKING:
+    from optimizer.policies import Policy
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Simulation:
+    """What a policy made of an instance.
+
+    Attributes
+    ----------
+    instance, policy, options, seed
+        What was run.
+    schedule
+        What was executed.
+    metrics
+        What it was worth.
+    loop_seconds
+        Wall time of the event loop, recording included.
+    events
+        Passes of the loop: runs of equal steps, and waits.
+    """
+
+    instance: Instance
+    policy: str
+    options: Mapping[str, Any]
+    seed: int
+    schedule: Schedule
+    metrics: Metrics
+    loop_seconds: float
+    events: int
+
+
+def simulate(
+    instance: Instance,
+    policy: str | Policy = "vllm-v1",
+    *,
+    seed: int = 0,
+    step_by_step: bool = False,
+    options: Mapping[str, Any] | None = None,
+    ttft_slo_s: float = TTFT_SLO_S,
+    tpot_slo_s: float = TPOT_SLO_S,
+) -> Simulation:
+    """Run a policy on an instance.
+
+    Parameters
+    ----------
+    instance
+        Requests and engine.
+    policy
+        A name (`optimizer.policies.policy_names()`), or a policy of one's own.
+    seed
+        For policies that draw random numbers; the same seed gives the same schedule, byte for byte.
+    step_by_step
+        Use the reference mode: every step, every request, no closed forms. Same schedule, much slower.
+    options
+        Of the policy, by name.
+    ttft_slo_s, tpot_slo_s
+        Levels for goodput where a request names none.
+
+    Raises
+    ------
+    PolicyError
+        If the policy deadlocks, livelocks, raises, or asks for what the engine cannot do.
+    InputError
+        If the instance is not what the policy can work with.
+
+    Examples
+    --------
+    >>> from optimizer.problem import Engine, Instance, Requests, StepTime
+    >>> engine = Engine(name="toy", kv_blocks=100, step_time=StepTime.affine(base_s=0.01))
+    >>> requests = Requests.from_columns({"prompt_tokens": [100, 50], "output_tokens": [3, 5]})
+    >>> simulate(Instance("two", requests, engine)).metrics.makespan_s
+    0.05
+    """
+    from optimizer.policies import make_policy
+    from optimizer.simulator.reference import ReferenceLoop, ReferenceState
+
+    decider = make_policy(policy, **(options or {})) if isinstance(policy, str) else policy
+    decider.seed = seed
+    requests, engine = instance.requests, instance.engine
+    block_tokens = decider.block_tokens or engine.block_tokens
+    _check_nesting(instance, block_tokens)
+    longest = int((requests.prompt_tokens + requests.output_tokens).max())
+    cap = requests.max_output_tokens
+    state = (ReferenceState if step_by_step else EngineState)(
+        engine,
+        requests,
+        [moment_ticks(t) for t in requests.arrival_s.tolist()],
+        block_tokens=block_tokens,
+        pages=decider.pages,
+        most_per_step=engine.max_num_batched_tokens + longest,
+        cap=[default_cap(requests)] * len(requests) if cap is None else cap.tolist(),
+    )
+    state.waiting = decider.queue(state)
+    clock = StepClock(engine.step_time)
+    loop = (ReferenceLoop if step_by_step else Loop)(state, decider, clock)
+    try:
+        decider.start(state)
+        loop.run()
+    except OptimizerError:
+        raise
+    except Exception as error:
+        raise PolicyError(
+            f"{decider.name or type(decider).__name__} raised {type(error).__name__} at {state.now_s:.6f} s: {error}"
+        ) from error
+    schedule = state.recorder.schedule(
+        decider.name or type(decider).__name__,
+        block_tokens,
+        engine.max_num_batched_tokens if decider.has_budget else None,
+        loop.first_token,
+        loop.finish,
+    )
+    metrics = Metrics.of(schedule, requests, engine, ttft_slo_s=ttft_slo_s, tpot_slo_s=tpot_slo_s)
+    return Simulation(
+        instance, schedule.policy, dict(options or {}), seed, schedule, metrics, loop.loop_seconds, loop.events
+    )
+
+
+def _check_nesting(instance: Instance, block_tokens: int) -> None:
+    prefix = instance.requests.prefix
+    if prefix is None or not instance.engine.prefix_caching:
+        return
+    sizes = sorted((prefix.block_tokens, block_tokens))
+    if sizes[1] % sizes[0]:
+        raise InputError(
+            f"the trace's hashes stand for {prefix.block_tokens} tokens and the engine's blocks hold {block_tokens}; "
+            "one must be a multiple of the other: choose another block size",
+            field="block_tokens",
+        )
+
+
+def same_schedule(a: Schedule, b: Schedule) -> bool:
+    """Say whether two schedules finish every request at the same moments, to the last bit."""
+    return np.array_equal(a.finish_s, b.finish_s) and np.array_equal(a.first_token_s, b.first_token_s)

@@ -1,0 +1,350 @@
+"""What a policy sees of the engine and the verbs it has; the bookkeeping that makes runs of steps cheap.
+
+All requests that decode advance together, one token per step. So none of them is touched while a run of
+steps goes by: each remembers at which value of the common decode clock it would have had no token at all,
+and everything else (its context, what it generated, when it finishes) is that number and the clock. The
+KV blocks they take in the next k steps depend only on how many of them stand at each offset within a
+block: `_offsets` counts them.
+"""
+
+from __future__ import annotations
+
+from heapq import heappop, heappush
+
+from optimizer.problem.engine import Engine
+from optimizer.problem.requests import Requests
+from optimizer.simulator.prefix_cache import PrefixCache
+from optimizer.simulator.queues import FifoQueue, WaitingQueue
+from optimizer.simulator.recorder import Recorder
+from optimizer.units import seconds, ticks
+
+UNLIMITED = 1 << 60
+NEVER = 1 << 120
+"""A moment in ticks after all others."""
+
+
+class EngineState:
+    """The engine between two steps, as a policy sees it, and what a policy may do to it.
+
+    A policy composes the next step: it appends (request, tokens) to `chunks` through `schedule`, admits,
+    preempts, holds back. All requests in `decoding` decode one token unless `stalled` is set.
+
+    Attributes
+    ----------
+    now_s
+        Start of the step to compose, in seconds.
+    waiting
+        Requests that arrived and hold nothing, in the policy's own order.
+    running
+        Requests that were admitted and are not finished, in order of admission.
+    prefilling
+        Those of them whose prompt is not computed yet, in order of admission.
+    num_decoding
+        How many decode.
+    held
+        Requests that keep their KV and do not decode until they are resumed.
+    left
+        By request: prompt tokens still to compute before its next token (after a preemption: prompt and what
+        it had generated).
+    computed
+        By request: tokens in the KV cache, for requests that do not decode; see `context`.
+    token_budget, max_num_seqs, block_tokens, blocks
+        The engine's limits.
+    tight
+        Whether KV blocks might run out in this step. When False, no check is needed.
+    chunks
+        The prefill part of the step being composed: (request, tokens).
+    stalled
+        Set by a policy: decodes wait in this step (an exclusive prefill step).
+    hold
+        Set by a policy: how many times in a row the composed step may be repeated as it is. 0, the default,
+        means once for a step with chunks, and without limit for one that only decodes. The simulator asks
+        again after a finish anyhow.
+    deaf
+        Set by a policy: arrivals cannot change its mind before the run is over.
+    wake
+        Set by a policy: ask again at this moment (ticks), whatever happens.
+    prompt_tokens, arrival, estimate, low, high, cap
+        What may be known of a request: prompt tokens, arrival in ticks, and of its output the point estimate
+        (None: unknown), the interval, and the cap that the client asked for.
+    """
+
+    __slots__ = (
+        "_finish", "_generated", "_offsets", "_output", "_requeue", "_taken", "arrival",
+        "block_tokens", "blocks", "cache", "cap", "chunks", "clock", "computed", "context_sum", "deaf", "engine",
+        "estimate", "finish_heap", "held", "high", "hold", "idle_tokens", "left", "low", "max_num_seqs", "now",
+        "num_decoding", "pages", "preemptions", "prefilling", "prompt_tokens", "recorder", "requests", "running",
+        "safe_tokens", "size", "stalled", "tight", "token_budget", "waiting", "wake",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        engine: Engine,
+        requests: Requests,
+        arrival: list[int],
+        *,
+        block_tokens: int,
+        pages: bool = True,
+        most_per_step: int,
+        cap: list[int],
+    ) -> None:
+        n = self.size = len(requests)
+        self.engine, self.requests, self.arrival, self.cap = engine, requests, arrival, cap
+        self.prompt_tokens: list[int] = requests.prompt_tokens.tolist()
+        self._output: list[int] = requests.output_tokens.tolist()
+        known = requests.known
+        self.estimate: list[float] | None = None if known is None else known.estimate.tolist()
+        self.low: list[int] | None = None if known is None else known.low.tolist()
+        self.high: list[int] | None = None if known is None else known.high.tolist()
+        self.block_tokens = block_tokens
+        self.blocks = engine.kv_tokens // block_tokens
+        self.token_budget, self.max_num_seqs = engine.max_num_batched_tokens, engine.max_num_seqs
+        self.pages = pages
+        self.cache = None
+        if pages and engine.prefix_caching:
+            self.cache = PrefixCache(self.blocks, block_tokens, self.prompt_tokens, requests.prefix)
+        # Below this many tokens in the cache, no rounding up to blocks can make a step run out of them.
+        self.safe_tokens = UNLIMITED
+        if pages:
+            spare = (block_tokens - 1) * engine.max_num_seqs + most_per_step
+            self.safe_tokens = -1 if self.cache else self.blocks * block_tokens - spare
+        self.now = self.clock = self.context_sum = self.idle_tokens = self.num_decoding = self._taken = 0
+        self.running: dict[int, None] = {}
+        self.prefilling: list[int] = []
+        self.held: dict[int, None] = {}
+        self.left = self.prompt_tokens.copy()
+        self.computed = [0] * n
+        self._generated = [0] * n
+        self._finish = [-1] * n
+        self._offsets = [0] * block_tokens
+        self.finish_heap: list[int] = []
+        self.preemptions = 0
+        self.chunks: list[tuple[int, int]] = []
+        self.stalled = self.deaf = self.tight = False
+        self.hold, self.wake = 0, NEVER
+        self.recorder = Recorder(n)
+        self.waiting: WaitingQueue = FifoQueue()
+
+    # ---- what a policy may ask
+
+    @property
+    def now_s(self) -> float:
+        """Start of the step to compose, in seconds."""
+        return seconds(self.now)
+
+    def wake_at(self, moment_s: float) -> None:
+        """Ask to be called again at a moment, in seconds, at the latest."""
+        self.wake = ticks(moment_s)
+
+    def is_decoding(self, request: int) -> bool:
+        """Whether the request takes part in decode steps."""
+        return self._finish[request] >= 0
+
+    def generated(self, request: int) -> int:
+        """Give the output tokens that the request has so far."""
+        base = self._generated[request]
+        return base + self.clock if self._finish[request] >= 0 else base
+
+    def context(self, request: int) -> int:
+        """Give the tokens that the request has in the KV cache."""
+        if self._finish[request] >= 0:
+            return self.prompt_tokens[request] + self._generated[request] + self.clock - 1
+        return self.computed[request]
+
+    def blocks_of(self, request: int) -> int:
+        """Give the KV blocks that the request holds, shared ones included."""
+        return -(-self.context(request) // self.block_tokens)
+
+    def length_guess(self, request: int) -> float:
+        """Give the best guess of the request's output tokens: the estimate, or the cap where nothing is known."""
+        return self.cap[request] if self.estimate is None else self.estimate[request]
+
+    def free_blocks(self) -> int:
+        """Give the KV blocks that are free, less what the step being composed takes."""
+        if self.cache is not None:
+            return self.cache.free
+        return self.blocks - self.used_blocks() - self._taken
+
+    def used_blocks(self) -> int:
+        """Give the KV blocks held between steps (without prefix caching)."""
+        b, clock = self.block_tokens, self.clock
+        rounding = sum(count * ((offset - clock) % b) for offset, count in enumerate(self._offsets) if count)
+        used = (self.context_sum + rounding) // b
+        for request in self.prefilling:
+            used -= -self.computed[request] // b
+        for request in self.held:
+            used -= -self.computed[request] // b
+        return used
+
+    def decode_need(self, steps: int = 1) -> int:
+        """Give the blocks that the decoding requests take in the next `steps` steps."""
+        b = self.block_tokens
+        cycles, rest = divmod(steps, b)
+        need = cycles * self.num_decoding
+        if rest:
+            offsets, start = self._offsets, self.clock % b
+            end = start + rest
+            need += sum(offsets[start:end]) if end <= b else sum(offsets[start:]) + sum(offsets[: end - b])
+        return need
+
+    def chunk_need(self, request: int, tokens: int) -> int:
+        """Give the blocks that a chunk of an admitted request takes."""
+        c, b = self.computed[request], self.block_tokens
+        return -(-(c + tokens) // b) + (-c // b)
+
+    def admission_need(self, request: int, tokens: int, cached: int = 0) -> int:
+        """Give the free blocks that admitting a request takes, `cached` tokens of it found in the cache."""
+        if self.cache is not None:
+            return self.cache.cost(request, cached, cached + tokens)
+        return -(-tokens // self.block_tokens)
+
+    def cached_tokens(self, request: int) -> int:
+        """Give how many tokens of a waiting request the prefix cache has."""
+        return 0 if self.cache is None else self.cache.look_up(request, self.left[request])
+
+    # ---- what a policy may do
+
+    def admit(self, request: int, cached: int = 0) -> None:
+        """Give a request a seat; it must have left `waiting`. Its chunks follow with `schedule`."""
+        self.running[request] = None
+        self.prefilling.append(request)
+        if self.cache is not None:
+            self.cache.admit(request, cached)
+            if cached:
+                self.computed[request] = cached
+                self.left[request] -= cached
+                self.idle_tokens += cached
+                self.recorder.cached(request, cached)
+
+    def schedule(self, request: int, tokens: int) -> None:
+        """Let an admitted request compute `tokens` tokens of its prompt in this step."""
+        if self.tight:
+            if self.cache is not None:
+                self.cache.extend(request, self.computed[request] + tokens)
+            else:
+                self._taken += self.chunk_need(request, tokens)
+        self.chunks.append((request, tokens))
+
+    def take_decode_blocks(self) -> None:
+        """Put the blocks that decodes need in this step aside, before prompts get theirs."""
+        need = self.decode_need()
+        if self.cache is not None:
+            self.cache.take(need)
+        self._taken += need
+
+    def preempt(self, request: int) -> None:
+        """Throw a running request out: its KV is freed, it waits again, and all of it is computed anew."""
+        tokens = self.context(request)
+        if self._finish[request] >= 0:
+            self._leave(request)
+        elif request in self.held:
+            del self.held[request]
+            self.idle_tokens -= tokens
+        else:
+            self.prefilling.remove(request)
+            self.idle_tokens -= tokens
+        if self.cache is not None:
+            self.cache.release(request, tokens)
+        del self.running[request]
+        self.computed[request] = 0
+        self.left[request] = self.prompt_tokens[request] + self._generated[request]
+        self.preemptions += 1
+        self.recorder.preempted(request)
+        self.waiting.push_back(request)
+
+    def hold_back(self, request: int) -> None:
+        """Let a decoding request wait with its KV kept."""
+        tokens = self.context(request)
+        self._leave(request)
+        self.computed[request] = tokens
+        self.idle_tokens += tokens
+        self.held[request] = None
+
+    def resume(self, request: int) -> None:
+        """Let a held request decode again."""
+        del self.held[request]
+        self.idle_tokens -= self.computed[request]
+        self._join(request, self._generated[request])
+
+    # ---- the simulator's own part
+
+    def begin(self, now: int, tight: bool) -> None:
+        """Start composing a step."""
+        self.now, self.tight = now, tight
+        self.stalled = self.deaf = False
+        self.hold, self.wake, self._taken = 0, NEVER, 0
+        self.chunks.clear()
+
+    def _join(self, request: int, generated: int) -> None:
+        """Let a request decode from the next decode step on; `generated` tokens are out."""
+        base = self._generated[request] = generated - self.clock
+        finish = self._finish[request] = self._output[request] - base
+        self._offsets[(1 - self.prompt_tokens[request] - base) % self.block_tokens] += 1
+        self.context_sum += self.prompt_tokens[request] + generated - 1
+        self.num_decoding += 1
+        heappush(self.finish_heap, finish * self.size + request)
+        self.recorder.joined(request)
+
+    def _leave(self, request: int) -> None:
+        """Take a request out of the decoding ones."""
+        base = self._generated[request]
+        self._offsets[(1 - self.prompt_tokens[request] - base) % self.block_tokens] -= 1
+        self.context_sum -= self.prompt_tokens[request] + base + self.clock - 1
+        self.num_decoding -= 1
+        self._generated[request] = base + self.clock
+        self._finish[request] = -1
+        self.recorder.left(request)
+
+    def next_finish(self) -> int:
+        """Give the value of the decode clock at which the next request finishes."""
+        heap, size, finish = self.finish_heap, self.size, self._finish
+        while heap:
+            clock, request = divmod(heap[0], size)
+            if finish[request] == clock:
+                return clock
+            heappop(heap)  # it was preempted or held back since
+        return UNLIMITED
+
+    def completed(self, request: int, generated: int) -> bool:
+        """Say whether a request whose prompt is done is finished by that token; if not, let it decode."""
+        if generated < self._output[request]:
+            self._join(request, generated)
+            return False
+        self._generated[request] = generated
+        return True
+
+    def finishes_at(self, request: int) -> int:
+        """Give the value of the decode clock at which a decoding request finishes; -1 for others."""
+        return self._finish[request]
+
+    def finish_decode(self, request: int) -> None:
+        """Take a finished request out of the decoding ones."""
+        self.computed[request] = self.context(request)
+        self._leave(request)
+
+    def use_decode_blocks(self, steps: int) -> None:
+        """Take the blocks of decode steps from the prefix cache's pool, less what the policy put aside."""
+        assert self.cache is not None
+        self.cache.take(self.decode_need(steps) - self._taken)
+
+    def overdrawn(self, decoding: int) -> bool:
+        """Say whether the composed step takes more blocks than there are."""
+        if self.cache is not None:
+            return self.cache.free + self._taken < (self.decode_need() if decoding else 0)
+        chunks = sum(self.chunk_need(request, tokens) for request, tokens in self.chunks)
+        return self.used_blocks() + chunks + (self.decode_need() if decoding else 0) > self.blocks
+
+    def steps_that_fit(self, most: int) -> int:
+        """Give how many decode steps, up to `most`, the free blocks allow."""
+        free = self.free_blocks() + self._taken
+        if self.decode_need(most) <= free:
+            return most
+        low, high = 0, most
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self.decode_need(middle) <= free:
+                low = middle
+            else:
+                high = middle
+        return low
+

@@ -1,0 +1,25 @@
+"""`pytest tests/golden --golden-dir DIR` runs every golden file of a folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+def pytest_addoption(parser):
+    parser.addoption("--golden-dir", action="append", default=[], help="a folder of golden step traces (*.json)")
+
+
+def golden_paths(config) -> list[Path]:
+    shared = Path(os.environ.get("OPTIMIZER_SHARED", Path(__file__).parents[3] / "shared"))
+    folders = [Path(d) for d in config.getoption("--golden-dir")] or [shared / "golden" / "vllm-0.26"]
+    return sorted(path for folder in folders for path in folder.glob("*.json"))
+
+
+def pytest_generate_tests(metafunc):
+    if "golden_path" in metafunc.fixturenames:
+        paths = golden_paths(metafunc.config)
+        absent = pytest.param(None, marks=pytest.mark.skip("no golden files: give --golden-dir or OPTIMIZER_SHARED"))
+        metafunc.parametrize("golden_path", paths or [absent], ids=[p.stem for p in paths] or ["absent"])
