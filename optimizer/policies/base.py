@@ -47,6 +47,13 @@ class Policy:
     def start(self, state: EngineState) -> None:
         """Prepare for a run; called once, before anything arrives."""
 
+    def margin_tokens(self, state: EngineState) -> int:
+        """Give the KV tokens that must stay free beyond what a step takes, where the system keeps a watermark.
+
+        As long as more is free, the simulator spares the policy from counting blocks (`state.tight`).
+        """
+        return 0
+
     def queue(self, state: EngineState) -> WaitingQueue:
         """Give the queue in which requests wait."""
         return FifoQueue()
@@ -139,7 +146,8 @@ def _convert(name: str, option: str, value: Any, default: Any) -> Any:
         except (TypeError, ValueError):
             pass
     raise InputError(
-        f"{value!r} for {name}'s {option}; expected {kind.__name__}, such as {default!r}", field="policy-option"
+        f"{value!r} for {name}'s {option}; expected {kind.__name__}, such as {default!r}",
+        field="policy-option",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from optimizer.policies.base import Policy, register
 from optimizer.simulator.state import EngineState
@@ -22,6 +23,8 @@ class VllmV1(Policy):
     """
 
     long_prefill_token_threshold: int = 0
+
+    arrivals_queue_behind: ClassVar[bool] = True
 
     def step(self, state: EngineState) -> None:
         """Compose the next step."""
@@ -71,17 +74,21 @@ class VllmV1(Policy):
         """Say whether a request that fits may be admitted now; heuristics that look ahead refuse here."""
         return True
 
+    def fits(self, s: EngineState, request: int, cached: int) -> bool:
+        """Say whether a waiting request has the blocks it needs: the whole prompt must fit, chunked or not."""
+        return s.admission_need(request, s.left[request] - cached, cached) <= s.free_blocks()
+
     def _admit(self, s: EngineState, budget: int) -> None:
+        self._admit_up_to(s, budget, s.max_num_seqs)
+
+    def _admit_up_to(self, s: EngineState, budget: int, most: int) -> None:
         waiting = s.waiting
         seats = s.max_num_seqs - len(s.running)
         blocked = False
-        while budget and seats > 0 and waiting:
+        while budget and seats > 0 and most and waiting:
             request = waiting.head()
             cached = s.cached_tokens(request) if s.cache is not None else 0
-            # The whole prompt must fit, though only a chunk of it is given blocks now.
-            if (
-                s.tight and s.admission_need(request, s.left[request] - cached, cached) > s.free_blocks()
-            ) or not self.may_admit(s, request):
+            if (s.tight and not self.fits(s, request, cached)) or not self.may_admit(s, request):
                 blocked = True
                 break
             waiting.pop()
@@ -90,14 +97,10 @@ class VllmV1(Policy):
             s.schedule(request, tokens)
             budget -= tokens
             seats -= 1
-        self._say_how_long(s, budget, seats, blocked)
-
-    def _say_how_long(self, s: EngineState, budget: int, seats: int, blocked: bool) -> None:
-        # Nobody can be admitted before the run is over: an arrival changes nothing. (A blocked head of the
-        # queue is only final if arrivals queue behind it.)
+            most -= 1
+        # Nobody can be admitted before the run is over, so an arrival changes nothing. A blocked head of the
+        # queue is final only if arrivals queue behind it.
         s.deaf = not budget or seats <= 0 or (blocked and self.arrivals_queue_behind)
-        if s.chunks and not budget and len(s.chunks) == 1:
+        if s.chunks:
             request, tokens = s.chunks[0]
-            s.hold = s.left[request] // tokens
-
-    arrivals_queue_behind = True
+            s.hold = s.left[request] // tokens if len(s.chunks) == 1 and not budget else 1

@@ -72,7 +72,7 @@ class Loop:
     def _run(self) -> None:
         s, policy, clock = self.state, self.policy, self.clock
         compose, asks_always = policy.step, policy.asks_always
-        waiting, prefilling, chunks, running = s.waiting, s.prefilling, s.chunks, s.running
+        waiting, prefilling, chunks = s.waiting, s.prefilling, s.chunks
         arrival = [*s.arrival, NEVER]
         push, note, pieces_of = waiting.push, s.recorder.run, clock.decode
         # What a step adds at most must fit below this, or blocks have to be counted.
@@ -94,6 +94,7 @@ class Loop:
                 decoding = 0 if s.stalled else s.num_decoding
                 deaf, hold, wake = s.deaf, s.hold, s.wake
                 if s.preemptions != preempted:
+                    hold = 1  # what was freed may let somebody in at the next step
                     self._watch_for_livelock()
             if chunks:
                 now = self._prefill(now, decoding, hold or 1, NEVER if deaf else next_arrival)
@@ -151,7 +152,9 @@ class Loop:
         first = step(tokens, attention, len(chunks), contexts, decoding, context)
         k, span = 1, first
         if hold > 1:
-            k, span = self._repeat(now, first, (tokens, attention, len(chunks), contexts, decoding, context), hold, until)
+            k, span = self._repeat(
+                now, first, (tokens, attention, len(chunks), contexts, decoding, context), hold, until
+            )
         if s.tight:
             self._check_blocks(decoding)
         if s.cache is not None:
@@ -184,7 +187,12 @@ class Loop:
 
         def time_of(j: int) -> int:
             return self.clock.step(
-                tokens, attention + j * tokens * tokens, seqs, contexts + j * tokens, decoding, context + j * decoding
+                tokens,
+                attention + j * tokens * tokens,
+                seqs,
+                contexts + j * tokens,
+                decoding,
+                context + j * decoding,
             )
 
         growth = time_of(1) - first
@@ -222,13 +230,12 @@ class Loop:
         done = []
         while heap and heap[0] < (s.clock + 1) * size:
             clock, request = divmod(heappop(heap), size)
-            if s.finishes_at(request) == clock:
+            if s.finishes_at(request) == clock:  # else it was preempted since, or this is a second entry
+                s.finish_decode(request)
                 done.append(request)
-        if len(done) > 1 and s.cache is not None:
-            order = {request: place for place, request in enumerate(s.running)}
-            done.sort(key=order.__getitem__)  # blocks go back in order of admission
+        if len(done) > 1:
+            done.sort(key=s.admission.__getitem__)
         for request in done:
-            s.finish_decode(request)
             self._done(request, now)
 
     def _done(self, request: int, now: int) -> None:

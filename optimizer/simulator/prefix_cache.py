@@ -44,7 +44,9 @@ class PrefixCache:
         Blocks that nobody uses now, cached ones included.
     """
 
-    def __init__(self, blocks: int, block_tokens: int, prompt_tokens: Sequence[int], hashes: PrefixHashes | None) -> None:
+    def __init__(
+        self, blocks: int, block_tokens: int, prompt_tokens: Sequence[int], hashes: PrefixHashes | None
+    ) -> None:
         self.block_tokens = block_tokens
         self._prompt_tokens = prompt_tokens
         self._hashes = hashes

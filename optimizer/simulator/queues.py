@@ -37,7 +37,7 @@ class FifoQueue(deque[int]):
 
     push = deque.append
     push_back = deque.appendleft
-    pop = deque.popleft  # type: ignore[assignment]
+    pop = deque.popleft
 
     def head(self) -> int:
         """Show the next request."""

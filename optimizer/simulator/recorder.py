@@ -14,13 +14,25 @@ _FLUSH = 1 << 18
 """Runs kept as Python tuples at most: a million requests must not become gigabytes of objects."""
 
 Run = tuple[int, int, int, int, int, int, int]
-"""start, end, first step (ticks), steps, decode_seqs, decode_context, prefill_tokens"""
+_RUN = ("start_s", "end_s", "first_step_s", "steps", "decode_seqs", "decode_context", "prefill_tokens")
+"""Of a run: the first three in ticks while it is a tuple."""
 
 
 class Recorder:
     """Takes notes during a simulation; the tables are those of `Schedule`."""
 
-    __slots__ = ("_held", "_kept", "_opened", "caches", "chunks", "count", "decodes", "holds", "preempts", "runs")
+    __slots__ = (
+        "_held",
+        "_kept",
+        "_opened",
+        "caches",
+        "chunks",
+        "count",
+        "decodes",
+        "holds",
+        "preempts",
+        "runs",
+    )
 
     def __init__(self, size: int) -> None:
         self.runs: list[Run] = []
@@ -88,21 +100,25 @@ class Recorder:
         for request in list(self._held):
             self.released(request)
         self._flush()
-        columns: list[Any] = [np.concatenate(c) for c in zip(*self._kept, strict=True)] or [np.empty(0)] * 7
-        start, end, first, steps, decode_seqs, decode_context, prefill_tokens = columns
-        chunks, decodes = _table(self.chunks, 4), _table(self.decodes, 3)
-        preempts, caches, holds = _table(self.preempts, 2), _table(self.caches, 3), _table(self.holds, 5)
+        runs = [np.concatenate(c) for c in zip(*self._kept, strict=True)] or [np.empty(0)] * len(_RUN)
+        tables: dict[str, Any] = dict(zip(_RUN, runs, strict=True))
+        for names, flat in (
+            (("chunk_run", "chunk_request", "chunk_tokens", "chunk_context"), self.chunks),
+            (("decode_request", "decode_first_run", "decode_last_run"), self.decodes),
+            (("preempt_run", "preempt_request"), self.preempts),
+            (("cached_run", "cached_request", "cached_tokens"), self.caches),
+            (("hold_request", "hold_first_run", "hold_last_run", "hold_offset", "hold_tokens"), self.holds),
+        ):
+            table = np.array(flat, dtype=np.int64).reshape(-1, len(names))
+            tables |= {name: np.ascontiguousarray(table[:, i]) for i, name in enumerate(names)}
         return Schedule(
-            policy, block_tokens, max_num_batched_tokens,
-            start, end, first, steps, decode_seqs, decode_context, prefill_tokens,
-            *chunks, *decodes, *preempts, *caches, *holds,
-            _moments(first_token), _moments(finish),
-        )  # fmt: skip
-
-
-def _table(flat: list[int], width: int) -> tuple[np.ndarray[Any, Any], ...]:
-    table = np.array(flat, dtype=np.int64).reshape(-1, width)
-    return tuple(np.ascontiguousarray(table[:, i]) for i in range(width))
+            policy=policy,
+            block_tokens=block_tokens,
+            max_num_batched_tokens=max_num_batched_tokens,
+            first_token_s=_moments(first_token),
+            finish_s=_moments(finish),
+            **tables,
+        )
 
 
 def _moments(given: list[int]) -> Floats:

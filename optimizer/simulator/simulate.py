@@ -111,6 +111,8 @@ def simulate(
         cap=[default_cap(requests)] * len(requests) if cap is None else cap.tolist(),
     )
     state.waiting = decider.queue(state)
+    if state.safe_tokens >= 0:
+        state.safe_tokens = max(0, state.safe_tokens - decider.margin_tokens(state))
     clock = StepClock(engine.step_time)
     loop = (ReferenceLoop if step_by_step else Loop)(state, decider, clock)
     try:
@@ -131,7 +133,14 @@ def simulate(
     )
     metrics = Metrics.of(schedule, requests, engine, ttft_slo_s=ttft_slo_s, tpot_slo_s=tpot_slo_s)
     return Simulation(
-        instance, schedule.policy, dict(options or {}), seed, schedule, metrics, loop.loop_seconds, loop.events
+        instance,
+        schedule.policy,
+        dict(options or {}),
+        seed,
+        schedule,
+        metrics,
+        loop.loop_seconds,
+        loop.events,
     )
 
 

@@ -48,6 +48,8 @@ class EngineState:
         it had generated).
     computed
         By request: tokens in the KV cache, for requests that do not decode; see `context`.
+    admission
+        By request: a number that grows with every admission.
     token_budget, max_num_seqs, block_tokens, blocks
         The engine's limits.
     tight
@@ -70,7 +72,7 @@ class EngineState:
     """
 
     __slots__ = (
-        "_finish", "_generated", "_offsets", "_output", "_requeue", "_taken", "arrival",
+        "_admissions", "_finish", "_generated", "_offsets", "_output", "_requeue", "_taken", "admission", "arrival",
         "block_tokens", "blocks", "cache", "cap", "chunks", "clock", "computed", "context_sum", "deaf", "engine",
         "estimate", "finish_heap", "held", "high", "hold", "idle_tokens", "left", "low", "max_num_seqs", "now",
         "num_decoding", "pages", "preemptions", "prefilling", "prompt_tokens", "recorder", "requests", "running",
@@ -107,13 +109,15 @@ class EngineState:
         self.safe_tokens = UNLIMITED
         if pages:
             spare = (block_tokens - 1) * engine.max_num_seqs + most_per_step
-            self.safe_tokens = -1 if self.cache else self.blocks * block_tokens - spare
+            self.safe_tokens = -1 if self.cache else max(-1, self.blocks * block_tokens - spare)
         self.now = self.clock = self.context_sum = self.idle_tokens = self.num_decoding = self._taken = 0
         self.running: dict[int, None] = {}
         self.prefilling: list[int] = []
         self.held: dict[int, None] = {}
         self.left = self.prompt_tokens.copy()
         self.computed = [0] * n
+        self.admission = [0] * n
+        self._admissions = 0
         self._generated = [0] * n
         self._finish = [-1] * n
         self._offsets = [0] * block_tokens
@@ -208,6 +212,8 @@ class EngineState:
         """Give a request a seat; it must have left `waiting`. Its chunks follow with `schedule`."""
         self.running[request] = None
         self.prefilling.append(request)
+        self._admissions += 1
+        self.admission[request] = self._admissions
         if self.cache is not None:
             self.cache.admit(request, cached)
             if cached:
@@ -235,7 +241,7 @@ class EngineState:
     def preempt(self, request: int) -> None:
         """Throw a running request out: its KV is freed, it waits again, and all of it is computed anew."""
         tokens = self.context(request)
-        if self._finish[request] >= 0:
+        if self.is_decoding(request):
             self._leave(request)
         elif request in self.held:
             del self.held[request]
@@ -347,4 +353,3 @@ class EngineState:
             else:
                 high = middle
         return low
-

@@ -1,0 +1,109 @@
+"""Orca: iteration-level batching in order of arrival, with KV reserved for a request's longest life."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from optimizer.errors import InputError
+from optimizer.policies.base import Policy, register
+from optimizer.simulator.reserve import Reservations
+from optimizer.simulator.state import EngineState
+
+
+@dataclass
+class Orca(Policy):
+    """Orca's mechanism; how much is reserved is the subclass's choice.
+
+    Every iteration: newcomers in order of arrival as long as a seat and a reservation can be had, the first
+    failure ends the scan; their prompts run whole, beside all decodes. Nothing is ever preempted.
+
+    `contiguous`: reservations lie in one piece and fragment, as in the engines of that time.
+    Sources: Orca, OSDI 2022; microsoft/vidur `orca_replica_scheduler.py`; the three variants are those of
+    the PagedAttention paper, SOSP 2023.
+    """
+
+    contiguous: bool = True
+
+    pages = False
+    has_budget = False
+
+    def start(self, state: EngineState) -> None:
+        """Set up the memory."""
+        self.memory = Reservations(state, contiguous=self.contiguous)
+
+    def reservation(self, state: EngineState, request: int) -> int:
+        """Give the tokens to reserve."""
+        raise NotImplementedError
+
+    def step(self, state: EngineState) -> None:
+        """Compose the next step."""
+        s = state
+        while s.waiting and len(s.running) < s.max_num_seqs:
+            request = s.waiting.head()
+            tokens = min(self.reservation(s, request), self.memory.capacity)
+            if not self.memory.fits(tokens):
+                break
+            s.waiting.pop()
+            self.memory.take(request, tokens)
+            s.admit(request)
+            s.schedule(request, s.left[request])
+        s.deaf = bool(s.waiting)
+
+    def finished(self, state: EngineState, request: int) -> None:
+        """Free the reservation."""
+        self.memory.give_back(request)
+
+
+def longest_life(state: EngineState, request: int, max_sequence_tokens: int) -> int:
+    """Give the tokens that a request may need at most: the model's length, or its prompt and cap if longer."""
+    return max(max_sequence_tokens, state.prompt_tokens[request] + state.cap[request])
+
+
+def exact_length(state: EngineState, request: int, who: str) -> int:
+    """Give a request's output tokens where they are known exactly.
+
+    Raises
+    ------
+    InputError
+        Where they are not.
+    """
+    if state.low is None or state.high is None or state.low[request] != state.high[request]:
+        raise InputError(
+            f"{who} reserves by the exact output length, and that of request {state.requests.name(request)} is not "
+            "known; make lengths known exactly, or leave this policy out",
+            field="lengths",
+        )
+    return state.high[request]
+
+
+@register("orca-max")
+@dataclass
+class OrcaMax(Orca):
+    """Orca that reserves the longest sequence the model allows for every request."""
+
+    max_sequence_tokens: int = 2048
+
+    def reservation(self, state: EngineState, request: int) -> int:
+        """Give the tokens to reserve."""
+        return longest_life(state, request, self.max_sequence_tokens)
+
+
+@register("orca-pow2")
+@dataclass
+class OrcaPow2(Orca):
+    """Orca that reserves the output's length rounded up to a power of two (needs exact lengths)."""
+
+    def reservation(self, state: EngineState, request: int) -> int:
+        """Give the tokens to reserve."""
+        output = exact_length(state, request, self.name)
+        return state.prompt_tokens[request] + (1 << (output - 1).bit_length())
+
+
+@register("orca-oracle")
+@dataclass
+class OrcaOracle(Orca):
+    """Orca that reserves exactly what a request will need (needs exact lengths)."""
+
+    def reservation(self, state: EngineState, request: int) -> int:
+        """Give the tokens to reserve."""
+        return state.prompt_tokens[request] + exact_length(state, request, self.name)
