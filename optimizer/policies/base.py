@@ -44,6 +44,14 @@ class Policy:
     asks_always: ClassVar[bool] = False
     seed = 0
 
+    def demand(self, option: str, holds: bool, expected: str) -> None:
+        """Refuse an option that is out of range; for `__post_init__`."""
+        if not holds:
+            raise InputError(
+                f"{getattr(self, option)!r} for {self.name}'s {option}; expected {expected}",
+                field="policy-option",
+            )
+
     def start(self, state: EngineState) -> None:
         """Prepare for a run; called once, before anything arrives."""
 

@@ -23,15 +23,30 @@ class SarathiServe(VllmV1):
 
     watermark: float = 0.01
 
+    def __post_init__(self) -> None:
+        self.demand("watermark", 0 <= self.watermark < 1, "a share from 0 to below 1")
+
     def margin_tokens(self, state: EngineState) -> int:
-        """Give what the watermark keeps free."""
+        """Give what the watermark keeps free; with a threshold many prompts are promised blocks: always count."""
+        if self.long_prefill_token_threshold > 0:
+            return state.blocks * state.block_tokens
         return (int(self.watermark * state.blocks) + 1) * state.block_tokens
+
+    def promised(self, s: EngineState) -> int:
+        """Give the blocks that prompts which have begun still need, beyond what this step gives them."""
+        whole = sum(s.chunk_need(r, s.left[r]) for r in s.prefilling)
+        return whole - sum(s.chunk_need(r, n) for r, n in s.chunks)
+
+    def _serve_running_tight(self, s: EngineState) -> int:
+        before = s.preemptions
+        while s.decode_need() > s.free_blocks() - self.promised(s):
+            self.throw_out(s)  # a decode takes no block that is promised to a prompt
+        budget = super()._serve_running_tight(s)
+        return budget if s.preemptions == before else -1
 
     def fits(self, s: EngineState, request: int, cached: int) -> bool:
         """Say whether the whole prompt fits above the watermark, beside what is promised already."""
-        promised = sum(s.chunk_need(r, s.left[r]) for r in s.prefilling)
-        scheduled = sum(s.chunk_need(r, n) for r, n in s.chunks)
-        free = s.free_blocks() - (promised - scheduled)
+        free = s.free_blocks() - self.promised(s)
         spare = int(self.watermark * s.blocks) if s.running else 0
         return free - s.admission_need(request, s.left[request] - cached, cached) >= spare
 
@@ -45,13 +60,8 @@ class Sarathi(SarathiServe):
     Source: arXiv 2308.16369.
     """
 
-    def _admit(self, s: EngineState, budget: int) -> None:
-        if not s.chunks:
-            self._admit_up_to(s, budget, 1)
-        elif len(s.chunks) == 1:
-            request, tokens = s.chunks[0]
-            s.hold = max(1, s.left[request] // tokens)
-            s.deaf = True
+    def _admit(self, s: EngineState, budget: int, most: int = 1) -> None:
+        super()._admit(s, budget, 0 if s.chunks else most)
 
 
 @register("fastgen")

@@ -51,8 +51,10 @@ class ByKey(VllmV1):
         return not s.hold
 
     def throw_out(self, s: EngineState) -> None:
-        """Preempt the running request with the largest key."""
-        s.preempt(max(s.running, key=lambda request: (self.key(s, request), s.admission[request])))
+        """Preempt the running request with the largest key, of those that got nothing in this step yet."""
+        served = {request for request, _ in s.chunks}
+        others = (request for request in s.running if request not in served)
+        s.preempt(max(others, key=lambda request: (self.key(s, request), s.admission[request])))
 
 
 @register("sjf")

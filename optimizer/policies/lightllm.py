@@ -33,6 +33,11 @@ class LightLLM(Policy):
     block_tokens = 1
     has_budget = False
 
+    def __post_init__(self) -> None:
+        self.demand("max_wait_steps", self.max_wait_steps >= 1, "at least 1")
+        self.demand("router_token_ratio", self.router_token_ratio >= 0, "a share of the cache, at least 0")
+        self.demand("router_max_new_tokens", self.router_max_new_tokens >= 1, "at least 1")
+
     def start(self, state: EngineState) -> None:
         """Start counting steps."""
         self._last_try = 0
@@ -68,8 +73,8 @@ class LightLLM(Policy):
                 return
             if pairs is None:
                 pairs = self.believed(s)
-            if s.running and not self.peak_in_bounds(s, pairs, request):
-                return
+            if not self.peak_in_bounds(s, pairs, request) and s.running:
+                return  # alone it may always run
             s.waiting.pop()
             s.admit(request, cached)
             s.schedule(request, whole)
@@ -80,12 +85,9 @@ class LightLLM(Policy):
         return [[self._pair(s, request) for request in s.running]]
 
     def peak_in_bounds(self, s: EngineState, guesses: list[list[tuple[float, float]]], request: int) -> bool:
-        """Say whether the peak stays in bounds with the request; if so, count it in."""
-        pair = self._pair(s, request)
-        if future_peak([*guesses[0], pair]) >= s.blocks:
-            return False
-        guesses[0].append(pair)
-        return True
+        """Count the request in, and say whether the peak stays in bounds."""
+        guesses[0].append(self._pair(s, request))
+        return future_peak(guesses[0]) < s.blocks
 
     def _pair(self, s: EngineState, request: int) -> tuple[float, float]:
         generated = s.generated(request)
@@ -110,6 +112,12 @@ class PastFuture(LightLLM):
     samples: int = 5
     reserve: float = 0.05
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.demand("history", self.history >= 2, "at least 2")
+        self.demand("samples", self.samples >= 1, "at least 1")
+        self.demand("reserve", 0 <= self.reserve < 1, "a share from 0 to below 1")
+
     def start(self, state: EngineState) -> None:
         """Prime the history."""
         super().start(state)
@@ -131,14 +139,11 @@ class PastFuture(LightLLM):
         return [[self._drawn(s, request) for request in s.running] for _ in range(self.samples)]
 
     def peak_in_bounds(self, s: EngineState, guesses: list[list[tuple[float, float]]], request: int) -> bool:
-        """Say whether every drawn future stays in bounds with the request; if so, count it in."""
-        pairs = [self._drawn(s, request) for _ in guesses]
+        """Count the request in, and say whether every drawn future stays in bounds."""
+        for guess in guesses:
+            guess.append(self._drawn(s, request))
         bound = s.blocks * (1 - self.reserve)
-        if any(future_peak([*guess, pair]) >= bound for guess, pair in zip(guesses, pairs, strict=True)):
-            return False
-        for guess, pair in zip(guesses, pairs, strict=True):
-            guess.append(pair)
-        return True
+        return all(future_peak(guess) < bound for guess in guesses)
 
     def _drawn(self, s: EngineState, request: int) -> tuple[float, float]:
         generated = s.generated(request)

@@ -54,9 +54,19 @@ class Orca(Policy):
         self.memory.give_back(request)
 
 
-def longest_life(state: EngineState, request: int, max_sequence_tokens: int) -> int:
+def model_length(state: EngineState, max_sequence_tokens: int) -> int:
+    """Give the longest sequence that the model allows: as told, or the power of two that all requests fit in."""
+    longest = int((state.requests.prompt_tokens + state.requests.output_tokens).max())
+    if longest <= max_sequence_tokens:
+        return max_sequence_tokens
+    return state.engine.max_model_len or 1 << (longest - 1).bit_length()
+
+
+def longest_life(state: EngineState, request: int, length: int) -> int:
     """Give the tokens that a request may need at most: the model's length, or its prompt and cap if longer."""
-    return max(max_sequence_tokens, state.prompt_tokens[request] + state.cap[request])
+    if state.requests.max_output_tokens is None:
+        return length
+    return max(length, state.prompt_tokens[request] + state.cap[request])
 
 
 def exact_length(state: EngineState, request: int, who: str) -> int:
@@ -83,9 +93,17 @@ class OrcaMax(Orca):
 
     max_sequence_tokens: int = 2048
 
+    def __post_init__(self) -> None:
+        self.demand("max_sequence_tokens", self.max_sequence_tokens >= 1, "at least 1")
+
+    def start(self, state: EngineState) -> None:
+        """Look the model's length up."""
+        super().start(state)
+        self._length = model_length(state, self.max_sequence_tokens)
+
     def reservation(self, state: EngineState, request: int) -> int:
         """Give the tokens to reserve."""
-        return longest_life(state, request, self.max_sequence_tokens)
+        return longest_life(state, request, self._length)
 
 
 @register("orca-pow2")

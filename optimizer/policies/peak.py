@@ -97,5 +97,15 @@ class PeakGuard:
         held = s.prompt_tokens[request] + generated
         remaining = max(s.length_guess(request) - generated, 1.0)
         if not s.is_decoding(request):
-            remaining += -(-s.left[request] // s.token_budget)  # its decode starts that many steps later
+            remaining += self._prompt_steps(request) - 1  # the last step of its prompt gives the first token
         return held + s.block_tokens - 1, remaining
+
+    def _prompt_steps(self, request: int) -> int:
+        """Give the steps that a prompt takes, behind the prompts begun before it and beside all who decode."""
+        s = self._state
+        tokens: int = s.left[request]
+        for earlier in s.prefilling:
+            if earlier == request:
+                break
+            tokens += s.left[earlier]
+        return -(-tokens // max(1, s.token_budget - s.num_decoding))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from optimizer.errors import InputError
 from optimizer.policies.base import Policy, register
-from optimizer.policies.orca import longest_life
+from optimizer.policies.orca import longest_life, model_length
 from optimizer.simulator.reserve import Reservations
 from optimizer.simulator.state import EngineState
 from optimizer.units import ticks
@@ -28,9 +28,14 @@ class FasterTransformer(Policy):
     pages = False
     has_budget = False
 
+    def __post_init__(self) -> None:
+        self.demand("max_batch_size", self.max_batch_size >= 0, "a size, or 0 for the engine's seats")
+        self.demand("max_sequence_tokens", self.max_sequence_tokens >= 1, "at least 1")
+
     def start(self, state: EngineState) -> None:
         """Set up the memory."""
         self.memory = Reservations(state, contiguous=True)
+        self._length = model_length(state, self.max_sequence_tokens)
         self.most = min(self.max_batch_size or state.max_num_seqs, state.max_num_seqs)
 
     def batch_size(self, state: EngineState) -> int:
@@ -45,7 +50,7 @@ class FasterTransformer(Policy):
             return
         for _ in range(self.batch_size(s)):
             request = s.waiting.head()
-            tokens = min(longest_life(s, request, self.max_sequence_tokens), self.memory.capacity)
+            tokens = min(longest_life(s, request, self._length), self.memory.capacity)
             if not self.memory.fits(tokens):
                 break
             s.waiting.pop()

@@ -60,7 +60,7 @@ class StaticBatch(GuaranteedNoEvict):
             s.admit(request, s.cached_tokens(request))
         self._forming = False
         super().step(s)
-        s.deaf = True
+        s.deaf = bool(s.running)
 
     def may_admit(self, s: EngineState, request: int) -> bool:
         """Say whether the request belongs to the batch that is formed now."""

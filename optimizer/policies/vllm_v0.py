@@ -27,6 +27,9 @@ class VllmV0(Policy):
 
     has_budget = False
 
+    def __post_init__(self) -> None:
+        self.demand("watermark", 0 <= self.watermark < 1, "a share from 0 to below 1")
+
     def margin_tokens(self, state: EngineState) -> int:
         """Give what the watermark keeps free."""
         return (int(self.watermark * state.blocks) + 1) * state.block_tokens

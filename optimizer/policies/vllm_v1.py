@@ -78,10 +78,7 @@ class VllmV1(Policy):
         """Say whether a waiting request has the blocks it needs: the whole prompt must fit, chunked or not."""
         return s.admission_need(request, s.left[request] - cached, cached) <= s.free_blocks()
 
-    def _admit(self, s: EngineState, budget: int) -> None:
-        self._admit_up_to(s, budget, s.max_num_seqs)
-
-    def _admit_up_to(self, s: EngineState, budget: int, most: int) -> None:
+    def _admit(self, s: EngineState, budget: int, most: int = 1 << 60) -> None:
         waiting = s.waiting
         seats = s.max_num_seqs - len(s.running)
         blocked = False

@@ -1,1 +1,1 @@
-"""Tables, plots and traces of what was simulated."""
+"""Tables, plots, traces and per-request files of what was simulated."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import time
-from heapq import heappop
 from typing import TYPE_CHECKING
 
 from optimizer.capacity.step_time import StepClock, steps_to_reach
@@ -70,12 +69,12 @@ class Loop:
                 gc.enable()
 
     def _run(self) -> None:
-        s, policy, clock = self.state, self.policy, self.clock
+        s, policy = self.state, self.policy
         compose, asks_always = policy.step, policy.asks_always
         waiting, prefilling, chunks = s.waiting, s.prefilling, s.chunks
         arrival = [*s.arrival, NEVER]
-        push, note, pieces_of = waiting.push, s.recorder.run, clock.decode
-        # What a step adds at most must fit below this, or blocks have to be counted.
+        push = waiting.push
+        # Above this many tokens in the cache, a step may run out of blocks, and they have to be counted.
         safe_tokens = s.safe_tokens
         now, upcoming, next_arrival, events = 0, 0, arrival[0], 0
         while self._unfinished:
@@ -84,63 +83,66 @@ class Loop:
                 push(upcoming)
                 upcoming += 1
                 next_arrival = arrival[upcoming]
-            decoding = s.num_decoding
-            deaf, hold, wake = False, 0, NEVER
             tight = s.context_sum + s.idle_tokens > safe_tokens
             if waiting or prefilling or tight or asks_always or s.held:
                 preempted = s.preemptions
                 s.begin(now, tight)
                 compose(s)
-                decoding = 0 if s.stalled else s.num_decoding
-                deaf, hold, wake = s.deaf, s.hold, s.wake
+                hold = s.hold
                 if s.preemptions != preempted:
                     hold = 1  # what was freed may let somebody in at the next step
                     self._watch_for_livelock()
-            if chunks:
-                now = self._prefill(now, decoding, hold or 1, NEVER if deaf else next_arrival)
-            elif decoding:
-                k = s.next_finish() - s.clock
-                if 0 < hold < k:
-                    k = hold
-                context = s.context_sum + decoding
-                pieces = pieces_of(decoding)
-                constant, slope = pieces[-1]
-                first, growth = constant + slope * context, slope * decoding
-                if len(pieces) > 1:
-                    first, growth, k = _largest_piece(pieces, context, decoding, k)
-                if not tight:
-                    if s.context_sum + s.idle_tokens + k * decoding > safe_tokens:
-                        k = s.steps_that_fit(k)
-                else:
-                    k = s.steps_that_fit(k)
-                    if k == 0:
-                        raise PolicyError(
-                            f"{policy.name} lets {decoding} requests decode at {seconds(now):.6f} s, which takes "
-                            f"{s.decode_need()} KV blocks; {s.free_blocks()} are free"
-                        )
-                span = first * k + growth * (k * (k - 1) // 2)
-                until = wake if deaf or wake < next_arrival else next_arrival
-                if now + span > until:
-                    k = steps_to_reach(until - now, first, growth)
-                    span = first * k + growth * (k * (k - 1) // 2)
-                if s.cache is not None:
-                    s.use_decode_blocks(k)
-                note((now, now + span, first, k, decoding, context, 0))
-                now += span
-                s.clock += k
-                s.context_sum += k * decoding
-                if s.clock == s.next_finish():
-                    self._finish_decodes(now)
+                decoding = 0 if s.stalled else s.num_decoding
+                until = NEVER if s.deaf else next_arrival
+                if chunks:
+                    now = self._prefill(now, decoding, hold, until)
+                    continue
+                if s.wake < until:
+                    until = s.wake
             else:
-                now = self._idle(now, min(next_arrival, wake))
+                hold, decoding, until = 0, s.num_decoding, next_arrival
+            now = self._decode(now, decoding, hold, until, tight) if decoding else self._idle(now, until)
         self.events = events
+
+    def _decode(self, now: int, decoding: int, hold: int, until: int, tight: bool) -> int:
+        """Execute steps that only decode, until somebody finishes or may change the plan; give the end."""
+        s = self.state
+        k = s.next_end - s.clock
+        if 0 < hold < k:
+            k = hold
+        context = s.context_sum + decoding
+        pieces = self.clock.decode(decoding)
+        if len(pieces) == 1:
+            constant, slope = pieces[0]
+            first, growth = constant + slope * context, slope * decoding
+        else:
+            first, growth, k = _largest_piece(pieces, context, decoding, k)
+        if tight or s.context_sum + s.idle_tokens + k * decoding > s.safe_tokens:
+            k = s.steps_that_fit(k)
+            if k == 0:
+                raise PolicyError(
+                    f"{self.policy.name} lets {decoding} requests decode at {seconds(now):.6f} s, which takes "
+                    f"{s.decode_need()} KV blocks; {s.free_blocks()} are free"
+                )
+        end = now + first * k + growth * (k * (k - 1) // 2)
+        if end > until:
+            k = steps_to_reach(until - now, first, growth)
+            end = now + first * k + growth * (k * (k - 1) // 2)
+        if s.cache is not None:
+            s.use_decode_blocks(k)
+        s.recorder.runs.append((now, end, first, k, decoding, context, 0))
+        s.clock += k
+        s.context_sum += k * decoding
+        if s.clock == s.next_end:
+            self._finish_decodes(end)
+        return end
 
     def _prefill(self, now: int, decoding: int, hold: int, until: int) -> int:
         """Execute a step with prompts in it, up to `hold` times; give the moment it ends."""
         s, chunks, computed, left = self.state, self.state.chunks, self.state.computed, self.state.left
+        recorder = s.recorder
+        rows, run = recorder.chunks, recorder.count
         tokens = attention = contexts = 0
-        recorder, run = s.recorder, s.recorder.count
-        rows = recorder.chunks
         for request, n in chunks:
             c = computed[request]
             tokens += n
@@ -148,62 +150,53 @@ class Loop:
             contexts += c + n
             rows += (run, request, n, c)
         context = s.context_sum + decoding if decoding else 0
-        step = self.clock.step
-        first = step(tokens, attention, len(chunks), contexts, decoding, context)
-        k, span = 1, first
-        if hold > 1:
-            k, span = self._repeat(
-                now, first, (tokens, attention, len(chunks), contexts, decoding, context), hold, until
-            )
+        first = self.clock.step(tokens, attention, len(chunks), contexts, decoding, context)
         if s.tight:
             self._check_blocks(decoding)
+        k, end = 1, now + first
+        if hold > 1:
+            k, end = self._repeat(now, first, (tokens, attention, contexts, decoding, context), hold, until)
         if s.cache is not None:
             s.use_decode_blocks(k if decoding else 0)
-        recorder.run((now, now + span, first, k, decoding, context, tokens))
-        now += span
+        recorder.runs.append((now, end, first, k, decoding, context, tokens))
         s.idle_tokens += tokens * k
         if decoding:
             s.clock += k
             s.context_sum += k * decoding
-            if s.clock == s.next_finish():
-                self._finish_decodes(now)
+            if s.clock == s.next_end:
+                self._finish_decodes(end)
         for request, n in chunks:
             computed[request] += n * k
             left[request] -= n * k
             if not left[request]:
-                self._complete_prompt(request, now)
+                self._complete_prompt(request, end)
         chunks.clear()
-        return now
+        return end
 
     def _repeat(self, now: int, first: int, sums: tuple[int, ...], hold: int, until: int) -> tuple[int, int]:
-        """Give how often a step with one chunk can be repeated, and how long that takes."""
-        s = self.state
-        tokens, attention, seqs, contexts, decoding, context = sums
+        """Give how often a step with one chunk can be repeated, and when that ends."""
+        s, step = self.state, self.clock.step
+        tokens, attention, contexts, decoding, context = sums
         k = hold
-        if decoding:
-            k = min(k, s.next_finish() - s.clock)
-        if s.context_sum + s.idle_tokens + k * (tokens + decoding) > s.safe_tokens:
-            return 1, first  # blocks may run out on the way: step by step
+        if decoding and s.next_end - s.clock < k:
+            k = s.next_end - s.clock
+        if k == 1 or s.context_sum + s.idle_tokens + k * (tokens + decoding) > s.safe_tokens:
+            return 1, now + first  # blocks may run out on the way: step by step
 
         def time_of(j: int) -> int:
-            return self.clock.step(
-                tokens,
-                attention + j * tokens * tokens,
-                seqs,
-                contexts + j * tokens,
-                decoding,
-                context + j * decoding,
+            return step(
+                tokens, attention + j * tokens * tokens, 1, contexts + j * tokens, decoding, context + j * decoding
             )
 
         growth = time_of(1) - first
         # A maximum of affine functions is convex: if the last step lies on the line, all of them do.
-        while k > 1 and time_of(k - 1) != first + (k - 1) * growth:
+        while k > 2 and time_of(k - 1) != first + (k - 1) * growth:
             k //= 2
-        span = first * k + growth * (k * (k - 1) // 2)
-        if now + span > until:
+        end = now + first * k + growth * (k * (k - 1) // 2)
+        if end > until:
             k = steps_to_reach(until - now, first, growth)
-            span = first * k + growth * (k * (k - 1) // 2)
-        return k, span
+            end = now + first * k + growth * (k * (k - 1) // 2)
+        return k, end
 
     def _check_blocks(self, decoding: int) -> None:
         s = self.state
@@ -218,24 +211,14 @@ class Loop:
         s.prefilling.remove(request)
         s.idle_tokens -= s.computed[request]
         self._preemptions_at_progress = s.preemptions
-        generated = s.generated(request) + 1
         if self.first_token[request] < 0:
             self.first_token[request] = now
-        if s.completed(request, generated):
+        if s.completed(request):
             self._done(request, now)
 
     def _finish_decodes(self, now: int) -> None:
-        s, heap, size = self.state, self.state.finish_heap, self.state.size
-        self._preemptions_at_progress = s.preemptions
-        done = []
-        while heap and heap[0] < (s.clock + 1) * size:
-            clock, request = divmod(heappop(heap), size)
-            if s.finishes_at(request) == clock:  # else it was preempted since, or this is a second entry
-                s.finish_decode(request)
-                done.append(request)
-        if len(done) > 1:
-            done.sort(key=s.admission.__getitem__)
-        for request in done:
+        self._preemptions_at_progress = self.state.preemptions
+        for request in self.state.pop_finished():
             self._done(request, now)
 
     def _done(self, request: int, now: int) -> None:

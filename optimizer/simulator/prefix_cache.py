@@ -108,6 +108,10 @@ class PrefixCache:
         for _ in range(count):
             self._take()
 
+    def untake(self) -> None:
+        """Give back one block that was taken for a token that is not decoded after all."""
+        self._fresh += 1
+
     def release(self, request: int, tokens: int) -> None:
         """Free all blocks of a request that holds `tokens` tokens, last block first."""
         held = self._held.pop(request)

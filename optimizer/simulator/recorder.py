@@ -19,15 +19,18 @@ _RUN = ("start_s", "end_s", "first_step_s", "steps", "decode_seqs", "decode_cont
 
 
 class Recorder:
-    """Takes notes during a simulation; the tables are those of `Schedule`."""
+    """Takes notes during a simulation; the tables are those of `Schedule`.
+
+    A run is noted by appending it to `runs`; its chunks before that, with the number `count`.
+    """
 
     __slots__ = (
+        "_flushed",
         "_held",
         "_kept",
         "_opened",
         "caches",
         "chunks",
-        "count",
         "decodes",
         "holds",
         "preempts",
@@ -37,7 +40,7 @@ class Recorder:
     def __init__(self, size: int) -> None:
         self.runs: list[Run] = []
         self._kept: list[tuple[np.ndarray[Any, Any], ...]] = []
-        self.count = 0
+        self._flushed = 0
         self.chunks: list[int] = []
         self.decodes: list[int] = []
         self.preempts: list[int] = []
@@ -46,21 +49,22 @@ class Recorder:
         self._opened = [0] * size
         self._held: dict[int, tuple[int, int, int]] = {}
 
-    def run(self, run: Run) -> None:
-        """Note a run; chunks of it are noted before, with the number `count`."""
-        self.runs.append(run)
-        self.count += 1
-        if len(self.runs) >= _FLUSH:
-            self._flush()
+    @property
+    def count(self) -> int:
+        """Runs noted so far: the number of the next one."""
+        return self._flushed + len(self.runs)
 
     def joined(self, request: int) -> None:
         """Note that a request decodes from the next run on."""
-        self._opened[request] = self.count
+        self._opened[request] = self._flushed + len(self.runs)
+        if len(self.runs) >= _FLUSH:
+            self._flush()
 
     def left(self, request: int) -> None:
         """Note that a request decodes no more."""
-        if self._opened[request] < self.count:
-            self.decodes += (request, self._opened[request], self.count - 1)
+        last = self._flushed + len(self.runs) - 1
+        if self._opened[request] <= last:
+            self.decodes += (request, self._opened[request], last)
 
     def preempted(self, request: int) -> None:
         """Note a preemption before the next run."""
@@ -86,6 +90,7 @@ class Recorder:
         start, end, first, *rest = zip(*self.runs, strict=True)
         times = (np.array([t / TICKS_PER_SECOND for t in c]) for c in (start, end, first))
         self._kept.append((*times, *(np.array(c, dtype=np.int64) for c in rest)))
+        self._flushed += len(self.runs)
         self.runs.clear()
 
     def schedule(

@@ -56,10 +56,10 @@ class ReferenceState(EngineState):
         self.num_decoding = len(self.decoding)
         self.recorder.left(request)
 
-    def completed(self, request: int, generated: int) -> bool:
-        """Say whether a request whose prompt is done is finished by that token; if not, let it decode."""
-        self.tokens_out[request] = generated
-        return super().completed(request, generated)
+    def completed(self, request: int) -> bool:
+        """Say whether a request whose prompt is done is finished by the token of that; if not, let it decode."""
+        self.tokens_out[request] += 1
+        return super().completed(request)
 
     def decode_one(self, request: int) -> bool:
         """Decode one token of a request; say whether it was its last."""
@@ -107,7 +107,7 @@ class ReferenceLoop(Loop):
             len(decoding),
             context,
         )
-        s.recorder.run((now, now + took, took, 1, len(decoding), context, prompt_tokens))
+        s.recorder.runs.append((now, now + took, took, 1, len(decoding), context, prompt_tokens))
         now += took
         s.clock += bool(decoding)
         finished = [request for request in decoding if s.decode_one(request)]
@@ -122,4 +122,5 @@ class ReferenceLoop(Loop):
             s.idle_tokens += tokens
             if not s.left[request]:
                 self._complete_prompt(request, now)
+        s.chunks.clear()
         return now

@@ -72,9 +72,9 @@ class EngineState:
     """
 
     __slots__ = (
-        "_admissions", "_finish", "_generated", "_offsets", "_output", "_requeue", "_taken", "admission", "arrival",
+        "_admissions", "_finish", "_generated", "_offsets", "_output", "_requeue", "_taken", "_took", "admission", "arrival",
         "block_tokens", "blocks", "cache", "cap", "chunks", "clock", "computed", "context_sum", "deaf", "engine",
-        "estimate", "finish_heap", "held", "high", "hold", "idle_tokens", "left", "low", "max_num_seqs", "now",
+        "estimate", "finish_heap", "held", "high", "hold", "idle_tokens", "left", "low", "max_num_seqs", "next_end", "now",
         "num_decoding", "pages", "preemptions", "prefilling", "prompt_tokens", "recorder", "requests", "running",
         "safe_tokens", "size", "stalled", "tight", "token_budget", "waiting", "wake",
     )  # fmt: skip
@@ -122,9 +122,10 @@ class EngineState:
         self._finish = [-1] * n
         self._offsets = [0] * block_tokens
         self.finish_heap: list[int] = []
+        self.next_end = UNLIMITED
         self.preemptions = 0
         self.chunks: list[tuple[int, int]] = []
-        self.stalled = self.deaf = self.tight = False
+        self.stalled = self.deaf = self.tight = self._took = False
         self.hold, self.wake = 0, NEVER
         self.recorder = Recorder(n)
         self.waiting: WaitingQueue = FifoQueue()
@@ -237,11 +238,16 @@ class EngineState:
         if self.cache is not None:
             self.cache.take(need)
         self._taken += need
+        self._took = True
 
     def preempt(self, request: int) -> None:
         """Throw a running request out: its KV is freed, it waits again, and all of it is computed anew."""
         tokens = self.context(request)
         if self.is_decoding(request):
+            if self._took and tokens % self.block_tokens == 0:
+                self._taken -= 1  # the block put aside for it is free again
+                if self.cache is not None:
+                    self.cache.untake()
             self._leave(request)
         elif request in self.held:
             del self.held[request]
@@ -275,11 +281,12 @@ class EngineState:
     # ---- the simulator's own part
 
     def begin(self, now: int, tight: bool) -> None:
-        """Start composing a step."""
-        self.now, self.tight = now, tight
-        self.stalled = self.deaf = False
-        self.hold, self.wake, self._taken = 0, NEVER, 0
-        self.chunks.clear()
+        """Start composing a step; `chunks` is empty."""
+        self.now = now
+        self.tight = tight
+        self.stalled = self.deaf = self._took = False
+        self.hold = self._taken = 0
+        self.wake = NEVER
 
     def _join(self, request: int, generated: int) -> None:
         """Let a request decode from the next decode step on; `generated` tokens are out."""
@@ -289,6 +296,8 @@ class EngineState:
         self.context_sum += self.prompt_tokens[request] + generated - 1
         self.num_decoding += 1
         heappush(self.finish_heap, finish * self.size + request)
+        if finish < self.next_end:
+            self.next_end = finish
         self.recorder.joined(request)
 
     def _leave(self, request: int) -> None:
@@ -301,32 +310,34 @@ class EngineState:
         self._finish[request] = -1
         self.recorder.left(request)
 
-    def next_finish(self) -> int:
-        """Give the value of the decode clock at which the next request finishes."""
-        heap, size, finish = self.finish_heap, self.size, self._finish
+    def pop_finished(self) -> list[int]:
+        """Take the requests that finish now out of the decoding ones, in order of admission."""
+        heap, size, clock, finish = self.finish_heap, self.size, self.clock, self._finish
+        done = []
         while heap:
-            clock, request = divmod(heap[0], size)
-            if finish[request] == clock:
-                return clock
-            heappop(heap)  # it was preempted or held back since
-        return UNLIMITED
+            end, request = divmod(heap[0], size)
+            if finish[request] != end:  # it was thrown out or held back since, or this is a second entry
+                heappop(heap)
+            elif end > clock:
+                break
+            else:
+                heappop(heap)
+                self.computed[request] = self.context(request)
+                self._leave(request)
+                done.append(request)
+        self.next_end = heap[0] // size if heap else UNLIMITED
+        if len(done) > 1:
+            done.sort(key=self.admission.__getitem__)
+        return done
 
-    def completed(self, request: int, generated: int) -> bool:
-        """Say whether a request whose prompt is done is finished by that token; if not, let it decode."""
+    def completed(self, request: int) -> bool:
+        """Say whether a request whose prompt is done is finished by the token of that; if not, let it decode."""
+        generated = self._generated[request] + 1
         if generated < self._output[request]:
             self._join(request, generated)
             return False
         self._generated[request] = generated
         return True
-
-    def finishes_at(self, request: int) -> int:
-        """Give the value of the decode clock at which a decoding request finishes; -1 for others."""
-        return self._finish[request]
-
-    def finish_decode(self, request: int) -> None:
-        """Take a finished request out of the decoding ones."""
-        self.computed[request] = self.context(request)
-        self._leave(request)
 
     def use_decode_blocks(self, steps: int) -> None:
         """Take the blocks of decode steps from the prefix cache's pool, less what the policy put aside."""

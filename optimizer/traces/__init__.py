@@ -1,1 +1,18 @@
-"""Readers of public trace formats and generators of synthetic ones."""
+"""Where requests come from: readers of public trace formats, shaping, synthetic families, a writer."""
+
+from optimizer.traces.embedded import embedded as embedded
+from optimizer.traces.embedded import embedded_names as embedded_names
+from optimizer.traces.formats import FORMATS as FORMATS
+from optimizer.traces.formats import detect_format as detect_format
+from optimizer.traces.formats import read_trace as read_trace
+from optimizer.traces.generators import families as families
+from optimizer.traces.generators import generate as generate
+from optimizer.traces.shape import clip_lengths as clip_lengths
+from optimizer.traces.shape import draw_arrivals as draw_arrivals
+from optimizer.traces.shape import only_tenants as only_tenants
+from optimizer.traces.shape import scale_time as scale_time
+from optimizer.traces.shape import spread_ticks as spread_ticks
+from optimizer.traces.shape import to_rate as to_rate
+from optimizer.traces.shape import window as window
+from optimizer.traces.trace import Trace as Trace
+from optimizer.traces.write import write_csv as write_csv

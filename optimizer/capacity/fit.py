@@ -1,0 +1,292 @@
+"""Fits a step-time model to a step log: `python -m optimizer.capacity.fit STEPS.csv`.
+
+Every group of steps (those that only decode; the others) gets the physical form of a step: for each regime of
+scheduled tokens a convex curve of the tokens (reading the weights, or the matrix work: the larger one), plus attention,
+requests and context at rates that hold in the whole group. All of it is non-negative.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optimizer.capacity.cards import FitError
+from optimizer.capacity.least_squares import non_negative, robust_weights
+from optimizer.capacity.steplog import PHASES, WORK, Floats, StepLog, predict, read_step_log, windows
+from optimizer.errors import InputError
+from optimizer.problem.engine import StepPiece, StepRegime, StepTime
+
+_FIELDS = {
+    "prefill_attention": "per_prefill_attention_s",
+    "prefill_seqs": "per_prefill_seq_s",
+    "decode_seqs": "per_decode_seq_s",
+    "decode_context": "per_decode_context_s",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Steps that are fitted together, and the form that they get.
+
+    Attributes
+    ----------
+    phase
+        `decode`, or `any` for all steps that no other group takes.
+    starts
+        Scheduled tokens at which regimes begin; the first is 0. More than one where the engine changes its
+        kernels, as fp8 matrix products do by the number of rows.
+    pieces
+        Affine pieces of the curve in each regime.
+    shared
+        Columns of `WORK` with one rate for the group.
+    given
+        Rates that are not fitted, in seconds per unit.
+    work_alone
+        The last regime is matrix work in proportion to the tokens, and never less than the plateau before
+        it: for logs with too few large steps to tell a base from a slope. Needs `pieces` 1.
+    """
+
+    phase: Literal["decode", "any"]
+    starts: tuple[int, ...] = (0,)
+    pieces: int = 2
+    shared: tuple[str, ...] = tuple(_FIELDS)
+    given: dict[str, float] = field(default_factory=dict)
+    work_alone: bool = False
+
+
+PHYSICAL = (Group("decode", pieces=3, shared=("decode_context",)), Group("any", pieces=3))
+"""Decoding alone runs as one captured graph; any prefill in the step makes it another program."""
+
+
+def fit_step_time(
+    log: StepLog, groups: tuple[Group, ...] = PHYSICAL, *, window: int | None = None, seed: int = 0
+) -> StepTime:
+    """Fit a step-time model by relative errors, robustly.
+
+    Parameters
+    ----------
+    log
+        Measured steps.
+    groups
+        The form; together they must cover every phase.
+    window
+        None for a synchronous log: the time of a step is `completed_s - dispatched_s`. For an
+        asynchronous one the number of steps whose total is compared (see `windows`); 10 is good.
+    seed
+        Of the starting points of the search for pieces.
+
+    Raises
+    ------
+    InputError
+        If a group has fewer steps than coefficients.
+
+    Notes
+    -----
+    Given which piece is the largest for a step, the model is linear: non-negative least squares. Given the
+    coefficients, the largest piece is known. The two alternate from several starts, and the errors are
+    weighted towards the median, because a log of a real engine has stragglers.
+    """
+    regimes: list[StepRegime] = []
+    exact = {group.phase for group in groups} - {"any"}
+    for group in groups:
+        if window is not None and group.phase != "any":
+            raise InputError(
+                "a stretch of steps mixes phases; fit an asynchronous log with one group of phase 'any'"
+            )
+        rows = log.phase == group.phase if group.phase != "any" else ~np.isin(log.phase, list(exact))
+        part = log if window is not None else log[rows]
+        problem = _Problem.build(part, group, window)
+        if len(problem.seconds) <= problem.columns:
+            raise InputError(
+                f"{len(problem.seconds)} measurements of phase {group.phase!r} are too few "
+                f"for {problem.columns} coefficients; measure more, or fit fewer pieces"
+            )
+        regimes.extend(problem.regimes(problem.solve(seed)))
+    return StepTime(regimes=tuple(regimes))
+
+
+@dataclass(frozen=True, slots=True)
+class _Problem:
+    """Steps of a group, their regime, and the sums over steps whose time is known."""
+
+    group: Group
+    tokens: Floats
+    shared: Floats
+    regime: NDArray[np.intp]
+    first: NDArray[np.intp]
+    seconds: Floats
+
+    @classmethod
+    def build(cls, log: StepLog, group: Group, window: int | None) -> _Problem:
+        names = [name for name in group.shared if name not in group.given]
+        if window is None:
+            rows, first, seconds = np.arange(len(log)), np.arange(len(log)), log.step_s
+        else:
+            start, _, seconds = windows(log, window)
+            rows = (start[:, None] + np.arange(window)).ravel()
+            first = np.arange(0, len(rows), window)
+        work = log.work[rows]
+        known = sum(
+            (rate * work[:, WORK.index(name)] for name, rate in group.given.items()), np.zeros(len(rows))
+        )
+        regime = np.searchsorted(group.starts, log.tokens[rows], side="right") - 1
+        shared = work[:, [WORK.index(name) for name in names]]
+        return cls(group, log.tokens[rows], shared, regime, first, seconds - np.add.reduceat(known, first))
+
+    @property
+    def columns(self) -> int:
+        return self._curves + int(self.shared.shape[1])
+
+    def solve(self, seed: int) -> Floats:
+        """Alternate assignment and least squares from several starts; give the best coefficients."""
+        rng = np.random.default_rng(seed)
+        best, least = np.zeros(self.columns), np.inf
+        for _ in range(12 if self.group.pieces > 1 else 1):
+            piece = self._start(rng)
+            weights = np.ones(len(self.seconds))
+            for _ in range(40):
+                x = self._linear(piece, weights)
+                lines = self._lines(x)
+                predicted = np.add.reduceat(lines.max(axis=1) + self.shared @ x[self._curves :], self.first)
+                error = predicted / self.seconds - 1
+                weights = robust_weights(error)
+                # A straggler counts no more than 30 %.
+                badness = float(np.minimum(np.abs(error), 0.3).mean())
+                if badness < least:
+                    best, least = x, badness
+                piece = lines.argmax(axis=1)
+        return best
+
+    @property
+    def _curves(self) -> int:
+        return 2 * len(self.group.starts) * self.group.pieces
+
+    def _start(self, rng: np.random.Generator) -> NDArray[np.intp]:
+        piece = np.zeros(len(self.tokens), dtype=np.intp)
+        for regime in range(len(self.group.starts)):
+            rows = self.regime == regime
+            if rows.any():
+                cuts = np.sort(rng.choice(self.tokens[rows], self.group.pieces - 1))
+                piece[rows] = np.searchsorted(cuts, self.tokens[rows], side="right")
+        return piece
+
+    def _linear(self, piece: NDArray[np.intp], weights: Floats) -> Floats:
+        matrix = np.zeros((len(self.tokens), self.columns))
+        column = 2 * (self.regime * self.group.pieces + piece)
+        each = np.arange(len(self.tokens))
+        matrix[each, column] = 1
+        matrix[each, column + 1] = self.tokens
+        matrix[:, self._curves :] = self.shared
+        if self.group.work_alone:
+            matrix[:, self._curves - 2] = 0
+        sums = np.add.reduceat(matrix, self.first, axis=0)
+        scale = np.maximum(sums.max(axis=0), 1e-12)
+        return np.asarray(non_negative(sums / scale * (weights / self.seconds)[:, None], weights) / scale)
+
+    def _lines(self, x: Floats) -> Floats:
+        curves = x[: self._curves].reshape(len(self.group.starts), self.group.pieces, 2)[self.regime]
+        return np.asarray(curves[:, :, 0] + curves[:, :, 1] * self.tokens[:, None])
+
+    def regimes(self, x: Floats) -> list[StepRegime]:
+        names = [name for name in self.group.shared if name not in self.group.given]
+        rates = {**dict(zip(names, x[self._curves :].tolist(), strict=True)), **self.group.given}
+        common = {_FIELDS[name]: rate for name, rate in rates.items()}
+        found = []
+        for start, lines in zip(
+            self.group.starts,
+            x[: self._curves].reshape(len(self.group.starts), self.group.pieces, 2),
+            strict=True,
+        ):
+            pieces = []
+            for base, slope in sorted(map(tuple, lines.tolist()), key=lambda line: line[1]):
+                own = {"base_s": base, "per_decode_seq_s": slope + common.get("per_decode_seq_s", 0.0)}
+                if self.group.phase == "any":
+                    own["per_prefill_token_s"] = slope
+                if base or slope:
+                    pieces.append(StepPiece(**{**common, **own}))
+            found.append(StepRegime(phase=self.group.phase, min_tokens=start, pieces=tuple(pieces)))
+        if self.group.work_alone:
+            last = found.pop()
+            found.append(last.model_copy(update={"pieces": (*found[-1].pieces, *last.pieces)}))
+        return found
+
+
+def split(log: StepLog, share: float = 0.2, seed: int = 0) -> tuple[StepLog, StepLog]:
+    """Hold out a share of each workload's steps: (to fit, to judge).
+
+    >>> log = StepLog(*(np.arange(10.0),) * 3, np.ones((10, 5)), np.array(["a"] * 10))
+    >>> [len(part) for part in split(log)]
+    [8, 2]
+    """
+    rng = np.random.default_rng(seed)
+    out = np.zeros(len(log), dtype=bool)
+    for name in np.unique(log.workload):
+        rows = np.flatnonzero(log.workload == name)
+        # Of few steps a random whole number with the right mean, so that small sweeps are judged too.
+        count = int(share * len(rows) + rng.random())
+        out[rng.choice(rows, count, replace=False)] = True
+    return log[~out], log[out]
+
+
+def errors(model: StepTime, log: StepLog, window: int | None = None) -> dict[str, FitError]:
+    """Say how far a model is from a log, by phase and in all.
+
+    Parameters
+    ----------
+    model, log
+        What is compared.
+    window
+        As in `fit_step_time`; stretches mix phases, so only `all` is given then.
+    """
+    predicted = predict(model, log)
+    if window is not None:
+        first, end, seconds = windows(log, window)
+        until = np.concatenate([[0.0], np.cumsum(predicted)])
+        return {"all": _error(until[end] - until[first], seconds)}
+    found = {}
+    for name in (*PHASES, "all"):
+        rows = (log.phase == name) | (name == "all")
+        if rows.any():
+            found[name] = _error(predicted[rows], log.step_s[rows])
+    return found
+
+
+def _error(predicted: Floats, seconds: Floats) -> FitError:
+    relative = np.abs(predicted / seconds - 1)
+    return FitError(
+        steps=len(seconds),
+        median=float(np.median(relative)),
+        mean=float(relative.mean()),
+        total=float(predicted.sum() / seconds.sum() - 1),
+    )
+
+
+def covers(log: StepLog) -> dict[str, tuple[float, float]]:
+    """Give the range of every quantity that a log has seen."""
+    return {name: (float(log.work[:, k].min()), float(log.work[:, k].max())) for k, name in enumerate(WORK)}
+
+
+def main(paths: list[str]) -> None:
+    """Fit each log on four fifths of its steps and print the model and its error on the rest."""
+    if not paths:
+        raise SystemExit("usage: python -m optimizer.capacity.fit STEPS.csv ...")
+    for path in paths:
+        fitted, held_out = split(read_step_log(path))
+        model = fit_step_time(fitted)
+        print(f"{path}: {len(fitted)} steps fitted, {len(held_out)} held out")
+        for name, error in errors(model, held_out).items():
+            print(
+                f"  {name:8s} {error.steps:5d} steps  median {error.median:6.2%}  mean {error.mean:6.2%}  sum {error.total:+.2%}"
+            )
+        print(model.model_dump_json(indent=1, exclude_defaults=True))
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except InputError as error:
+        raise SystemExit(str(error)) from None

@@ -1,0 +1,70 @@
+"""Catalogue files: YAML read into a validated model, with errors that name the file and the field."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from optimizer.errors import InputError
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Read a YAML or JSON file whose top level is a mapping.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read, is no YAML, or holds something else than a mapping.
+    """
+    import yaml  # here, because only a look-up in the catalogue needs it
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"cannot be read: {getattr(error, 'strerror', None) or error}", file=str(path)
+        ) from None
+    # libyaml is ten times faster, and not in every build of PyYAML.
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        found = yaml.load(text, Loader=loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = None if mark is None else mark.line + 1
+        problem = f"is no valid YAML: {getattr(error, 'problem', None) or error}"
+        raise InputError(problem, file=str(path), line=line) from None
+    if not isinstance(found, dict):
+        raise InputError(f"expected `field: value` lines, found {type(found).__name__}", file=str(path))
+    return found
+
+
+def read_model(kind: type[Model], path: Path) -> Model:
+    """Read a catalogue file into `kind`.
+
+    Raises
+    ------
+    InputError
+        Naming the file, the field and what was expected.
+    """
+    return validated(kind, read_mapping(path), file=str(path))
+
+
+def validated(kind: type[Model], values: dict[str, Any], *, file: str | None = None) -> Model:
+    """Validate values as `kind`, turning the first complaint into an `InputError`.
+
+    Raises
+    ------
+    InputError
+        Naming the file, the field and what was expected.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        field = ".".join(str(part) for part in first["loc"]) or None
+        given = "" if first["type"] == "missing" else f" (given: {first['input']!r:.80})"
+        raise InputError(f"{first['msg']}{given}", file=file, field=field) from None

@@ -1,0 +1,229 @@
+"""Options that several commands share, in groups; each says its unit and its default."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from optimizer.errors import InputError
+
+_MOST = 10**9
+_WORKLOAD, _ENGINE, _POLICY = "Requests", "Engine", "Policy and measure"
+
+
+def _finite(value: float | None) -> float | None:
+    if value is not None and not (math.isfinite(value) and value >= 0):
+        raise typer.BadParameter(f"{value} is no finite number >= 0.")
+    return value
+
+
+def _above_zero(value: float | None) -> float | None:
+    if value is not None and not (math.isfinite(value) and value > 0):
+        raise typer.BadParameter(f"{value} is no finite number > 0.")
+    return value
+
+
+Trace = Annotated[
+    str,
+    typer.Argument(
+        metavar="TRACE",
+        help="A trace file in a public format (Azure, Mooncake, Vidur, Splitwise, BurstGPT, ShareGPT, LLMServingSim, "
+        "AIBrix), an instance (JSON or CSV), or the name of a workload that comes with the package: gsm8k/gsm8k-1319.",
+        show_default=False,
+    ),
+]
+Seed = Annotated[
+    int, typer.Option("--seed", min=0, max=_MOST, help="Seed of all that is drawn.", rich_help_panel=_POLICY)
+]
+OutFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", metavar="DIR", help="Folder for results, made where missing. Default: results/<trace>.", rich_help_panel="Output",
+        show_default=False,
+    ),
+]  # fmt: skip
+PolicyOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--policy-option", metavar="KEY=VALUE", rich_help_panel=_POLICY,
+        help="An option of the policy (optimizer policies lists them); may be given again. "
+        "With several policies, NAME.KEY=VALUE is for one of them.",
+    ),
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class WorkloadOptions:
+    """Which requests of a trace, at which pace, and what is known of them."""
+
+    trace: Trace
+    format: Annotated[
+        str | None,
+        typer.Option(
+            "--format", metavar="NAME", rich_help_panel=_WORKLOAD, show_default="detected",
+            help="Format of the file: azure, mooncake, bailian, vidur, vidur-lengths, splitwise, burstgpt, sharegpt, "
+            "llmservingsim, aibrix, compact, instance.",
+        ),
+    ] = None  # fmt: skip
+    skip_bad_rows: Annotated[
+        bool,
+        typer.Option("--skip-bad-rows", rich_help_panel=_WORKLOAD,
+                     help="Leave out rows that are wrong, count and list them; otherwise the first one is an error."),
+    ] = False  # fmt: skip
+    first: Annotated[
+        int,
+        typer.Option(
+            "--first", min=0, max=_MOST, rich_help_panel=_WORKLOAD, help="Row to start from, from 0."
+        ),
+    ] = 0
+    count: Annotated[
+        int | None,
+        typer.Option("--count", min=1, max=_MOST, rich_help_panel=_WORKLOAD, show_default="all",
+                     help="Number of rows to take."),
+    ] = None  # fmt: skip
+    start: Annotated[
+        float | None,
+        typer.Option("--start", callback=_finite, metavar="SECONDS", rich_help_panel=_WORKLOAD,
+                     help="Take requests that arrive from this moment of the file on; time starts anew there."),
+    ] = None  # fmt: skip
+    end: Annotated[
+        float | None,
+        typer.Option("--end", callback=_above_zero, metavar="SECONDS", rich_help_panel=_WORKLOAD,
+                     help="Take requests that arrive before this moment of the file."),
+    ] = None  # fmt: skip
+    rate: Annotated[
+        float | None,
+        typer.Option("--rate", callback=_above_zero, metavar="REQ/S", rich_help_panel=_WORKLOAD, show_default="as in the file",
+                     help="Mean arrivals per second: stretches the time axis of the file, or draws Poisson arrivals "
+                     "where it has none."),
+    ] = None  # fmt: skip
+    cv: Annotated[
+        float | None,
+        typer.Option("--cv", callback=_finite, metavar="RATIO", rich_help_panel=_WORKLOAD, show_default="1 (Poisson)",
+                     help="Draw arrivals at --rate with this coefficient of variation between them (Gamma), also where "
+                     "the file has some."),
+    ] = None  # fmt: skip
+    time_scale: Annotated[
+        float | None,
+        typer.Option("--time-scale", callback=_above_zero, metavar="FACTOR", rich_help_panel=_WORKLOAD, show_default="1",
+                     help="Multiply all arrival times: 0.5 doubles the load."),
+    ] = None  # fmt: skip
+    spread_ticks: Annotated[
+        float | None,
+        typer.Option("--spread-ticks", callback=_above_zero, metavar="SECONDS", rich_help_panel=_WORKLOAD,
+                     help="Spread arrivals at random inside ticks of this width, for traces recorded on a grid "
+                     "(Mooncake's: 3)."),
+    ] = None  # fmt: skip
+    max_prompt: Annotated[
+        int | None,
+        typer.Option("--max-prompt", min=1, max=_MOST, metavar="TOKENS", rich_help_panel=_WORKLOAD,
+                     help="Clip prompts to this length."),
+    ] = None  # fmt: skip
+    max_output: Annotated[
+        int | None,
+        typer.Option("--max-output", min=1, max=_MOST, metavar="TOKENS", rich_help_panel=_WORKLOAD,
+                     help="Clip outputs to this length."),
+    ] = None  # fmt: skip
+    max_total: Annotated[
+        int | None,
+        typer.Option("--max-total", min=2, max=_MOST, metavar="TOKENS", rich_help_panel=_WORKLOAD,
+                     help="Clip prompt plus output to this length, the prompt first."),
+    ] = None  # fmt: skip
+    tenant: Annotated[
+        list[str] | None,
+        typer.Option("--tenant", metavar="NAME", rich_help_panel=_WORKLOAD,
+                     help="Take only requests of this tenant; may be given again."),
+    ] = None  # fmt: skip
+    lengths: Annotated[
+        str | None,
+        typer.Option(
+            "--lengths", metavar="KNOWN", rich_help_panel=_WORKLOAD, show_default="exact, or as in the instance",
+            help="What policies may know of output lengths: exact; none; bucket:50 (rounded up to 50 tokens); interval:0.3 "
+            "(known to some 30 %); noise:0.5 (a guess with a log-normal error of that sigma).",
+        ),
+    ] = None  # fmt: skip
+    max_output_tokens: Annotated[
+        int | None,
+        typer.Option("--max-output-tokens", min=1, max=_MOST, metavar="TOKENS", rich_help_panel=_WORKLOAD,
+                     help="The cap that every client asks for (max_tokens), which policies see.",
+                     show_default="as in the file; else a power of two above the longest output, at least 2048"),
+    ] = None  # fmt: skip
+    ttft_slo: Annotated[
+        float | None,
+        typer.Option("--ttft-slo", callback=_above_zero, metavar="SECONDS", rich_help_panel=_POLICY, show_default="0.2",
+                     help="Level of the time to first token, for goodput, where a request has none of its own."),
+    ] = None  # fmt: skip
+    tpot_slo: Annotated[
+        float | None,
+        typer.Option("--tpot-slo", callback=_above_zero, metavar="SECONDS", rich_help_panel=_POLICY, show_default="0.1",
+                     help="Level of the time per further output token, for goodput, where a request has none."),
+    ] = None  # fmt: skip
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """The engine, and where it differs from its card."""
+
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            "--engine", metavar="LLM@GPU", rich_help_panel=_ENGINE, show_default="the instance's own",
+            help="Engine: llama3.1-8b@h200, llama3.1-70b-tp4@h100, a card of your own (mine.yaml); optimizer engines "
+            "lists what there is.",
+        ),
+    ] = None  # fmt: skip
+    max_num_batched_tokens: Annotated[
+        int | None,
+        typer.Option("--max-num-batched-tokens", min=1, max=_MOST, metavar="TOKENS", rich_help_panel=_ENGINE,
+                     show_default="the engine's", help="Token budget of a step."),
+    ] = None  # fmt: skip
+    max_num_seqs: Annotated[
+        int | None,
+        typer.Option("--max-num-seqs", min=1, max=_MOST, metavar="REQUESTS", rich_help_panel=_ENGINE,
+                     show_default="the engine's", help="Seats: most requests that run at once."),
+    ] = None  # fmt: skip
+    kv_blocks: Annotated[
+        int | None,
+        typer.Option("--kv-blocks", min=1, max=_MOST, metavar="BLOCKS", rich_help_panel=_ENGINE,
+                     show_default="the engine's", help="Size of the KV cache."),
+    ] = None  # fmt: skip
+    block_tokens: Annotated[
+        int | None,
+        typer.Option("--block-tokens", min=1, max=_MOST, metavar="TOKENS", rich_help_panel=_ENGINE,
+                     show_default="the engine's", help="Tokens of a KV block."),
+    ] = None  # fmt: skip
+    prefix_caching: Annotated[
+        bool | None,
+        typer.Option("--prefix-caching/--no-prefix-caching", rich_help_panel=_ENGINE, show_default="the engine's",
+                     help="Share the KV blocks of equal prefixes, where the trace has block hashes."),
+    ] = None  # fmt: skip
+    max_model_len: Annotated[
+        int | None,
+        typer.Option("--max-model-len", min=2, max=_MOST, metavar="TOKENS", rich_help_panel=_ENGINE,
+                     show_default="the engine's", help="Longest prompt plus output."),
+    ] = None  # fmt: skip
+
+
+def policy_options(given: Sequence[str] | None) -> dict[str, object]:
+    """Read KEY=VALUE pairs.
+
+    Raises
+    ------
+    InputError
+        On text without `=`, or a key that stands twice.
+    """
+    read: dict[str, object] = {}
+    for text in given or ():
+        key, equals, value = text.partition("=")
+        key = key.strip().replace("-", "_") if "." not in key else key.strip()
+        if not equals or not key:
+            raise InputError(f"{text!r}; expected KEY=VALUE", field="policy-option")
+        if key in read:
+            raise InputError(f"{key} is given twice; give it once", field="policy-option")
+        read[key] = value.strip()
+    return read

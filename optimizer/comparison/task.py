@@ -1,0 +1,66 @@
+"""One run of a comparison, and what came of it."""
+
+from __future__ import annotations
+
+import copy
+import os
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from optimizer.errors import OptimizerError
+from optimizer.policies import Policy
+from optimizer.problem import Instance
+
+
+@dataclass(frozen=True)
+class Task:
+    """A policy to run with a seed.
+
+    Attributes
+    ----------
+    name, policy
+        The policy, and what it is called in the comparison.
+    options
+        Those of its options that were set, for the record.
+    seed
+        Of the run.
+    instance, sha256
+        Which of the comparison's instances, and its fingerprint.
+    """
+
+    name: str
+    policy: Policy
+    seed: int
+    instance: int
+    sha256: str
+    options: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The summary of a run, or why there is none."""
+
+    summary: dict[str, Any] | None
+    reason: str = ""
+
+
+def execute(task: Task, instance: Instance) -> Outcome:
+    """Simulate; whatever the policy does wrong is the failure of this run alone."""
+    from optimizer.report.summary import summarize
+    from optimizer.simulator import simulate
+
+    try:
+        # A policy may keep something of a run; each run starts with its own.
+        simulation = simulate(instance, copy.deepcopy(task.policy), seed=task.seed)
+        summary = summarize(simulation, options=task.options, sha256=task.sha256)
+        return Outcome({**summary, "policy": task.name})
+    except OptimizerError as error:
+        return Outcome(None, str(error))
+    except MemoryError:
+        return Outcome(None, "the memory was used up")
+    except Exception as error:
+        if os.environ.get("OPTIMIZER_DEBUG") == "1":
+            traceback.print_exc()
+        return Outcome(None, f"{type(error).__name__}: {error}")

@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+
+from optimizer.problem import Instance, Requests, Schedule
+
+ENGINE = ("--engine", "llama3.1-8b@h200")
+KEYS = {
+    "requests_per_second_simulated", "loop_seconds", "peak_memory_mb", "makespan_s", "preemptions", "policy", "engine",
+    "trace", "seed", "lengths", "versions", "instance_sha256", "limits", "ttft_p99_s", "goodput_per_s", "kv_use_peak",
+}  # fmt: skip
+
+
+def test_prints_figures_and_writes_summary_and_requests(run, trace, tmp_path):
+    ended = run("simulate", trace, *ENGINE)
+    assert ended.code == 0
+    for word in ("makespan", "throughput", "goodput", "KV cache used", "preemptions", "end to end"):
+        assert word in ended.out
+    assert "\x1b[" not in ended.out, "colours are for terminals"
+    summary = json.loads((tmp_path / "results/five/summary.json").read_text())
+    assert summary.keys() >= KEYS
+    assert summary["engine"] == {"name": "llama3.1-8b@h200", "origin": "measured"}
+    assert summary["requests"] == summary["finished"] == 5
+    assert summary["versions"].keys() == {"optimizer", "python", "numpy"}
+    with (tmp_path / "results/five/requests.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["prompt_tokens"] for row in rows] == ["100", "200", "50", "300", "10"]
+    assert rows[2]["tpot_s"] == "", "one output token has no time per further token"
+    assert float(rows[3]["finish_s"]) == pytest.approx(summary["makespan_s"]) or float(rows[4]["finish_s"])
+
+
+def test_writes_everything_it_is_asked_for(run, trace, tmp_path):
+    files = {name: tmp_path / f"{name}.json" for name in ("json", "schedule", "instance-out", "trace-out")}
+    named = [part for name, path in files.items() for part in (f"--{name}", path)]
+    ended = run("simulate", trace, *ENGINE, *named, "--plot", "p.svg", "--out", "there", "--no-requests-csv")
+    assert ended.code == 0
+    assert not (tmp_path / "there").exists(), "nothing goes there, so it is not made"
+    assert all(f"wrote {path}" in ended.err for path in files.values())
+    assert Schedule.read(files["schedule"]).policy == "vllm-v1"
+    assert len(Instance.read(files["instance-out"]).requests) == 5
+    assert json.loads(files["trace-out"].read_text())["traceEvents"]
+    assert (tmp_path / "p.svg").read_text().startswith("<?xml")
+    assert run("check", files["schedule"], "--instance", files["instance-out"]).code == 0
+
+
+def test_an_instance_brings_its_engine_and_its_hash(run, toy_engine, tmp_path):
+    requests = Requests.from_columns({"prompt_tokens": [100, 50], "output_tokens": [3, 5]})
+    instance = Instance("two", requests, toy_engine)
+    instance.write(tmp_path / "two.json")
+    assert run("simulate", "two.json", "--json", "s.json").code == 0
+    summary = json.loads((tmp_path / "s.json").read_text())
+    assert summary["engine"]["name"] == "toy"
+    assert summary["instance_sha256"] == instance.sha256
+    assert summary["lengths"] == "as in the instance"
+
+
+def test_step_by_step_gives_the_same_figures(run, trace, tmp_path):
+    for name, *option in (("a.json",), ("b.json", "--step-by-step")):
+        assert run("simulate", trace, *ENGINE, "--kv-blocks", 25, "--json", name, *option).code == 0
+    a, b = (json.loads((tmp_path / name).read_text()) for name in ("a.json", "b.json"))
+    differing = {key for key in a if a[key] != b[key]}
+    speed = {"step_by_step", "loop_seconds", "requests_per_second_simulated", "peak_memory_mb", "events"}
+    assert differing <= speed | {"kv_use_mean"}, "the mean is an estimate inside runs, which differ"
+
+
+@pytest.mark.parametrize(
+    ("options", "requests", "prompt_tokens", "last_arrival_s"),
+    [
+        (("--first", 1, "--count", 2), 2, 250, 0.5),
+        (("--start", 1, "--end", 4), 2, 350, 1.0),
+        (("--tenant", "a"), 3, 160, 4.0),
+        (("--tenant", "a", "--tenant", "b"), 5, 660, 4.0),
+        (("--rate", 5), 5, 660, 1.0),
+        (("--time-scale", 0.5), 5, 660, 2.0),
+        (("--max-prompt", 100), 5, 360, 4.0),
+        (("--max-total", 102), 5, None, 4.0),
+        (("--max-output", 2), 5, 660, 4.0),
+    ],
+)
+def test_takes_part_of_a_trace_and_shapes_it(
+    run, trace, tmp_path, options, requests, prompt_tokens, last_arrival_s
+):
+    assert run("simulate", trace, *ENGINE, *options, "--instance-out", "i.json").code == 0
+    made = Instance.read(tmp_path / "i.json").requests
+    assert len(made) == requests
+    assert prompt_tokens in (None, int(made.prompt_tokens.sum()))
+    assert float(made.arrival_s[-1]) == pytest.approx(last_arrival_s)
+
+
+def test_draws_arrivals_where_there_are_none(run, lengths, tmp_path):
+    for seed in (0, 1):
+        ended = run(
+            "simulate", lengths, *ENGINE, "--rate", 3, "--seed", seed, "--instance-out", f"{seed}.json"
+        )
+        assert ended.code == 0
+    a, b = (Instance.read(tmp_path / f"{seed}.json").requests.arrival_s for seed in (0, 1))
+    assert a[-1] > 0
+    assert a.tolist() != b.tolist()
+
+
+def test_lengths_caps_and_levels_reach_the_instance(run, trace, tmp_path):
+    options = ("--lengths", "bucket:8", "--max-output-tokens", 64, "--ttft-slo", 1, "--tpot-slo", 0.5)
+    assert run("simulate", trace, *ENGINE, *options, "--instance-out", "i.json", "--json", "s.json").code == 0
+    requests = Instance.read(tmp_path / "i.json").requests
+    assert requests.known.high.tolist() == [8, 8, 8, 24, 8]
+    assert set(requests.max_output_tokens.tolist()) == {64}
+    assert set(requests.ttft_slo_s.tolist()) == {1.0}
+    summary = json.loads((tmp_path / "s.json").read_text())
+    assert summary["slo_attainment"] == 1
+    assert summary["lengths"] == "bucket:8"
+
+
+def test_engine_options_are_the_limits_of_the_summary(run, trace, tmp_path):
+    options = {
+        "max-num-batched-tokens": 256,
+        "max-num-seqs": 8,
+        "kv-blocks": 99,
+        "block-tokens": 32,
+        "max-model-len": 400,
+    }
+    given = [part for name, value in options.items() for part in (f"--{name}", value)]
+    assert run("simulate", trace, *ENGINE, *given, "--prefix-caching", "--json", "s.json").code == 0
+    limits = json.loads((tmp_path / "s.json").read_text())["limits"]
+    assert limits == {**{k.replace("-", "_"): v for k, v in options.items()}, "prefix_caching": True}
+
+
+def test_policy_options_are_passed_on_and_recorded(run, trace, tmp_path):
+    option = ("--policy-option", "long-prefill-token-threshold=64")
+    assert run("simulate", trace, *ENGINE, *option, "--json", "s.json").code == 0
+    summary = json.loads((tmp_path / "s.json").read_text())
+    assert summary["policy_options"] == {"long_prefill_token_threshold": "64"}
+
+
+def test_bad_rows_are_counted_and_listed_when_they_may_be_skipped(run, tmp_path):
+    (tmp_path / "t.csv").write_text("prompt_tokens,output_tokens\n10,5\n-3,5\n10,x\n")
+    ended = run("simulate", "t.csv", *ENGINE, "--skip-bad-rows", "--json", "s.json")
+    assert ended.code == 0
+    assert "left out 2 bad rows" in ended.err
+    assert "line 3" in ended.err
+    assert [row["line"] for row in json.loads((tmp_path / "s.json").read_text())["skipped_rows"]] == [3, 4]
+
+
+def test_a_workload_of_the_package_is_found_by_its_name(run, tmp_path):
+    ended = run("simulate", "gsm8k/gsm8k-1319", "--engine", "llama-65b-fp8@h200", "--json", "s.json")
+    assert ended.code == 0
+    assert json.loads((tmp_path / "s.json").read_text())["requests"] == 1319
