@@ -1,8 +1,9 @@
 """Prefix sharing: which block is which, whether a hit was possible, and what shared blocks occupy.
 
-A block full with prompt tokens is known by the hash of the prefix that it ends; every other block is private
-to its request. A hit claims the leading blocks of its request. Between the last request that held a block
-and a later hit on it, the block must have stayed in the cache: so much is necessary whatever is evicted.
+A block full with hashed tokens (of prompts, and of outputs where their hashes are known) is known by the hash
+of the prefix that it ends; every other block is private to its request. A hit claims the leading blocks of
+its request. Between the last request that held a block and a later hit on it, the block must have stayed in
+the cache: so much is necessary whatever is evicted.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class BlockNames:
         self._starts = prefix.starts
         hashes = np.diff(prefix.starts)
         self.shared = np.minimum(
-            requests.prompt_tokens // b, hashes * self._blocks_per_hash // self._hashes_per_block
+            prefix.hashed_tokens(requests) // b, hashes * self._blocks_per_hash // self._hashes_per_block
         )
         self.private_from = len(known) * self._blocks_per_hash
 

@@ -33,7 +33,7 @@ class ByKey(VllmV1):
 
     def start(self, state: EngineState) -> None:
         """Set up the look-ahead."""
-        self._guard = PeakGuard(state) if self.look_ahead else None
+        self._guard = PeakGuard(state, self.long_prefill_token_threshold) if self.look_ahead else None
 
     def key(self, s: EngineState, request: int) -> float:
         """Give the key; smaller goes first."""

@@ -40,10 +40,18 @@ class PeakGuard:
 
     With exact lengths nothing is ever preempted. Blocks are rounded up: a request counts a block's tokens
     more than it holds.
+
+    Parameters
+    ----------
+    state
+        Engine state.
+    most_per_step
+        Prompt tokens that a request computes in one step at most; 0: what the budget allows.
     """
 
-    def __init__(self, state: EngineState) -> None:
+    def __init__(self, state: EngineState, most_per_step: int = 0) -> None:
         self._state = state
+        self._most_per_step = most_per_step if most_per_step > 0 else state.token_budget
         self._capacity = state.blocks * state.block_tokens
         self._lives: dict[int, float] = {}
         self._sum = 0.0
@@ -103,9 +111,11 @@ class PeakGuard:
     def _prompt_steps(self, request: int) -> int:
         """Give the steps that a prompt takes, behind the prompts begun before it and beside all who decode."""
         s = self._state
-        tokens: int = s.left[request]
+        own: int = s.left[request]
+        tokens = own
         for earlier in s.prefilling:
             if earlier == request:
                 break
             tokens += s.left[earlier]
-        return -(-tokens // max(1, s.token_budget - s.num_decoding))
+        beside_decodes = max(1, s.token_budget - s.num_decoding)
+        return max(-(-tokens // beside_decodes), -(-own // min(self._most_per_step, beside_decodes)))

@@ -87,6 +87,7 @@ class Instance:
         }
         if r.prefix is not None:
             document["prefix_block_tokens"] = r.prefix.block_tokens
+            document["prefix_covers_outputs"] = r.prefix.covers_outputs
         return document
 
     def write(self, path: str | Path) -> None:
@@ -119,7 +120,12 @@ class Instance:
             )
         except ValidationError as error:
             raise from_pydantic(error, file) from None
-        requests = requests_from_document(document.get("requests"), header.prefix_block_tokens, file)
+        requests = requests_from_document(
+            document.get("requests"),
+            header.prefix_block_tokens,
+            file,
+            covers_outputs=header.prefix_covers_outputs,
+        )
         return cls(header.name, requests, header.engine, header.objective, header.source, file)
 
 
@@ -130,9 +136,12 @@ class _Header(BaseModel):
     source: str = ""
     engine: Engine
     prefix_block_tokens: int | None = None
+    prefix_covers_outputs: bool = False
 
 
-def requests_from_document(given: Any, prefix_block_tokens: int | None, file: str | None) -> Requests:
+def requests_from_document(
+    given: Any, prefix_block_tokens: int | None, file: str | None, *, covers_outputs: bool = False
+) -> Requests:
     """Make requests from the `requests` part of an instance file (columns, or a list of objects)."""
     if isinstance(given, list):
         keys: dict[str, None] = {}
@@ -169,7 +178,7 @@ def requests_from_document(given: Any, prefix_block_tokens: int | None, file: st
         if hashes is not None:
             if prefix_block_tokens is None:
                 raise InputError('prefix_hashes needs prefix_block_tokens beside "requests"', file=file)
-            prefix = prefix_from_lists(hashes, prefix_block_tokens)
+            prefix = prefix_from_lists(hashes, prefix_block_tokens, covers_outputs=covers_outputs)
     except (TypeError, ValueError, OverflowError) as error:
         if isinstance(error, InputError):
             raise
@@ -184,11 +193,13 @@ def requests_from_document(given: Any, prefix_block_tokens: int | None, file: st
         raise
 
 
-def prefix_from_lists(hashes: list[list[int] | None], block_tokens: int) -> PrefixHashes:
+def prefix_from_lists(
+    hashes: list[list[int] | None], block_tokens: int, *, covers_outputs: bool = False
+) -> PrefixHashes:
     """Lay lists of block hashes end to end."""
     sizes = np.array([0, *(len(h) if h else 0 for h in hashes)], dtype=np.int64)
     flat = [i for h in hashes for i in (h or ())]
-    return PrefixHashes(np.asarray(flat, dtype=np.int64), np.cumsum(sizes), block_tokens)
+    return PrefixHashes(np.asarray(flat, dtype=np.int64), np.cumsum(sizes), block_tokens, covers_outputs)
 
 
 def reject_misfits(requests: Requests, engine: Engine, file: str | None = None) -> None:

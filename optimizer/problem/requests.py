@@ -68,22 +68,29 @@ class PrefixHashes:
         Request i owns ids[starts[i]:starts[i + 1]].
     block_tokens
         Tokens that one id stands for (512 in Mooncake's traces, 64 or 16 in others).
+    covers_outputs
+        Whether the ids go on into the output: then a prompt that contains an earlier answer finds that, too.
     """
 
     ids: Ints
     starts: Ints
     block_tokens: int
+    covers_outputs: bool = False
 
     def of(self, request: int) -> Ints:
         """Give the ids of one request."""
         return self.ids[self.starts[request] : self.starts[request + 1]]
+
+    def hashed_tokens(self, requests: Requests) -> Ints:
+        """Give the tokens of each request that can be known by hashes: its last token is never in the cache."""
+        return requests.prompt_tokens + (requests.output_tokens - 1 if self.covers_outputs else 0)
 
     def take(self, rows: Any) -> PrefixHashes:
         """Keep some rows."""
         chosen = [self.of(i) for i in np.arange(len(self.starts) - 1)[rows]]
         sizes = np.array([0, *(len(c) for c in chosen)], dtype=np.int64)
         ids = np.concatenate(chosen) if chosen else np.empty(0, np.int64)
-        return PrefixHashes(ids, np.cumsum(sizes), self.block_tokens)
+        return PrefixHashes(ids, np.cumsum(sizes), self.block_tokens, self.covers_outputs)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -230,7 +237,7 @@ class Requests:
         if known is not None:
             _check_known(known, made["output_tokens"], where)
         if prefix is not None:
-            _check_prefix(prefix, made["prompt_tokens"], where)
+            _check_prefix(prefix, made["prompt_tokens"], made["output_tokens"], where)
         return cls(**made, known=known, prefix=prefix)
 
 
@@ -335,7 +342,7 @@ def _check_known(known: LengthKnowledge, output_tokens: Ints, where: Locate) -> 
             )
 
 
-def _check_prefix(prefix: PrefixHashes, prompt_tokens: Ints, where: Locate) -> None:
+def _check_prefix(prefix: PrefixHashes, prompt_tokens: Ints, output_tokens: Ints, where: Locate) -> None:
     if prefix.block_tokens < 1:
         raise InputError(f"{prefix.block_tokens} tokens per hash; expected at least 1", field="block_tokens")
     if len(prefix.starts) != len(prompt_tokens) + 1:
@@ -343,7 +350,7 @@ def _check_prefix(prefix: PrefixHashes, prompt_tokens: Ints, where: Locate) -> N
             f"hashes of {len(prefix.starts) - 1} requests; expected {len(prompt_tokens)}", field="prefix"
         )
     # One id may stand for the last, partial block: public traces count it in.
-    most = -(-prompt_tokens // prefix.block_tokens)
+    most = -(-(prompt_tokens + (output_tokens if prefix.covers_outputs else 0)) // prefix.block_tokens)
     bad = np.diff(prefix.starts) > most
     if bad.any():
         row = int(np.flatnonzero(bad)[0])

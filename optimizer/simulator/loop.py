@@ -76,6 +76,7 @@ class Loop:
         push = waiting.push
         # Above this many tokens in the cache, a step may run out of blocks, and they have to be counted.
         safe_tokens = s.safe_tokens
+        shares_outputs = s.cache is not None and s.cache.shares_outputs
         now, upcoming, next_arrival, events = 0, 0, arrival[0], 0
         while self._unfinished:
             events += 1
@@ -92,6 +93,8 @@ class Loop:
                 if s.preemptions != preempted:
                     hold = 1  # what was freed may let somebody in at the next step
                     self._watch_for_livelock()
+                elif shares_outputs and waiting and not chunks:
+                    hold = 1  # so may a block that somebody fills
                 decoding = 0 if s.stalled else s.num_decoding
                 until = NEVER if s.deaf else next_arrival
                 if chunks:
@@ -185,7 +188,12 @@ class Loop:
 
         def time_of(j: int) -> int:
             return step(
-                tokens, attention + j * tokens * tokens, 1, contexts + j * tokens, decoding, context + j * decoding
+                tokens,
+                attention + j * tokens * tokens,
+                1,
+                contexts + j * tokens,
+                decoding,
+                context + j * decoding,
             )
 
         growth = time_of(1) - first
@@ -237,13 +245,15 @@ class Loop:
             self._preemptions_at_progress = s.preemptions
             return now
         if until >= NEVER:
-            first = next(iter(s.waiting), None)
-            named = "nobody waits" if first is None else f"request {s.requests.name(first)} waits first"
             raise PolicyError(
                 f"{self.policy.name} is deadlocked at {seconds(now):.6f} s: it lets nothing run, nothing is to arrive, "
-                f"and {self._unfinished} requests are not finished; {named}, {len(s.running)} hold KV"
+                f"and {self._unfinished} requests are not finished; {self._who_waits()}, {len(s.running)} hold KV"
             )
         return until
+
+    def _who_waits(self) -> str:
+        first = next(iter(self.state.waiting), None)
+        return "nobody waits" if first is None else f"request {self.state.requests.name(first)} waits first"
 
     def _watch_for_livelock(self) -> None:
         s = self.state
@@ -251,7 +261,7 @@ class Loop:
             raise PolicyError(
                 f"{self.policy.name} is livelocked at {seconds(s.now):.6f} s: "
                 f"{s.preemptions - self._preemptions_at_progress} preemptions and not one prompt completed or request "
-                f"finished in between; request {s.requests.name(next(iter(s.waiting)))} waits first"
+                f"finished in between; {self._who_waits()}"
             )
 
 

@@ -35,8 +35,9 @@ class PrefixCache:
     ----------
     blocks, block_tokens
         Size of the pool, and tokens per block.
-    prompt_tokens, hashes
-        Of the requests; without hashes no prompt shares anything, but a preempted request may find its own.
+    hashes, hashed_tokens
+        Of the requests; `hashed_tokens`: how many tokens of each can be known by a hash. Without hashes no
+        prompt shares anything, but a preempted request may find its own blocks.
 
     Attributes
     ----------
@@ -45,10 +46,10 @@ class PrefixCache:
     """
 
     def __init__(
-        self, blocks: int, block_tokens: int, prompt_tokens: Sequence[int], hashes: PrefixHashes | None
+        self, blocks: int, block_tokens: int, hashes: PrefixHashes | None, hashed_tokens: Sequence[int]
     ) -> None:
         self.block_tokens = block_tokens
-        self._prompt_tokens = prompt_tokens
+        self._hashed_tokens = hashed_tokens
         self._hashes = hashes
         self._fresh = blocks
         self._freed: OrderedDict[_Block, None] = OrderedDict()
@@ -64,7 +65,7 @@ class PrefixCache:
     def _key(self, request: int, index: int) -> Key:
         keys = self._keys.get(request)
         if keys is None:
-            full = self._prompt_tokens[request] // self.block_tokens
+            full = self._hashed_tokens[request] // self.block_tokens
             found = [] if self._hashes is None else engine_keys(self._hashes, request, self.block_tokens)
             keys = self._keys[request] = found[:full]
         return keys[index] if index < len(keys) else (request, index)
@@ -98,10 +99,40 @@ class PrefixCache:
         held = self._held[request]
         for _ in range(-(-tokens // self.block_tokens) - len(held)):
             held.append(self._take())
+        self._publish_full(request, held, tokens)
+
+    def _publish_full(self, request: int, held: list[_Block], tokens: int) -> None:
         index = tokens // self.block_tokens - 1
         while index >= 0 and held[index].key is None:
             self._publish(held[index], self._key(request, index))
             index -= 1
+
+    @property
+    def shares_outputs(self) -> bool:
+        """Whether others can have what a request decoded."""
+        return self._hashes is not None and self._hashes.covers_outputs
+
+    def publish_decoded(self, contexts: Sequence[tuple[int, int]]) -> None:
+        """Make the blocks known that decoding requests have filled; they were taken as they were needed.
+
+        Parameters
+        ----------
+        contexts
+            (request, tokens in the cache) of all that decode, in order of admission.
+
+        Of equal blocks the one that was filled first is found first, so they are made known in that order.
+        """
+        b = self.block_tokens
+        filled = []
+        for place, (request, tokens) in enumerate(contexts):
+            held = self._held[request]
+            held += [_Block() for _ in range(-(-tokens // b) - len(held))]
+            index = tokens // b - 1
+            while index >= 0 and held[index].key is None:
+                filled.append((-(tokens - (index + 1) * b), place, request, index))
+                index -= 1
+        for _, _, request, index in sorted(filled):
+            self._publish(self._held[request][index], self._key(request, index))
 
     def take(self, count: int) -> None:
         """Use up free blocks for tokens that are decoded."""

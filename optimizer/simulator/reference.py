@@ -113,6 +113,8 @@ class ReferenceLoop(Loop):
         finished = [request for request in decoding if s.decode_one(request)]
         if finished:
             self._preemptions_at_progress = s.preemptions
+        s._took = False
+        s.publish_decoded()
         for request in finished:
             s._leave(request)
             self._done(request, now)

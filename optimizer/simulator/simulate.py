@@ -97,7 +97,8 @@ def simulate(
     decider = make_policy(policy, **(options or {})) if isinstance(policy, str) else policy
     decider.seed = seed
     requests, engine = instance.requests, instance.engine
-    block_tokens = decider.block_tokens or engine.block_tokens
+    # Sharing works on blocks: with prefix caching, a system that counts by the token uses the engine's.
+    block_tokens = (None if engine.prefix_caching else decider.block_tokens) or engine.block_tokens
     _check_nesting(instance, block_tokens)
     longest = int((requests.prompt_tokens + requests.output_tokens).max())
     cap = requests.max_output_tokens
@@ -112,7 +113,7 @@ def simulate(
     )
     state.waiting = decider.queue(state)
     if state.safe_tokens >= 0:
-        state.safe_tokens = max(0, state.safe_tokens - decider.margin_tokens(state))
+        state.safe_tokens = max(-1, state.safe_tokens - decider.margin_tokens(state))
     clock = StepClock(engine.step_time)
     loop = (ReferenceLoop if step_by_step else Loop)(state, decider, clock)
     try:

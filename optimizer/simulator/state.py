@@ -104,7 +104,9 @@ class EngineState:
         self.pages = pages
         self.cache = None
         if pages and engine.prefix_caching:
-            self.cache = PrefixCache(self.blocks, block_tokens, self.prompt_tokens, requests.prefix)
+            hashes = requests.prefix
+            hashed = self.prompt_tokens if hashes is None else hashes.hashed_tokens(requests).tolist()
+            self.cache = PrefixCache(self.blocks, block_tokens, hashes, hashed)
         # Below this many tokens in the cache, no rounding up to blocks can make a step run out of them.
         self.safe_tokens = UNLIMITED
         if pages:
@@ -205,7 +207,10 @@ class EngineState:
 
     def cached_tokens(self, request: int) -> int:
         """Give how many tokens of a waiting request the prefix cache has."""
-        return 0 if self.cache is None else self.cache.look_up(request, self.left[request])
+        if self.cache is None:
+            return 0
+        self.publish_decoded()
+        return self.cache.look_up(request, self.left[request])
 
     # ---- what a policy may do
 
@@ -227,6 +232,7 @@ class EngineState:
         """Let an admitted request compute `tokens` tokens of its prompt in this step."""
         if self.tight:
             if self.cache is not None:
+                self.publish_decoded()
                 self.cache.extend(request, self.computed[request] + tokens)
             else:
                 self._taken += self.chunk_need(request, tokens)
@@ -243,6 +249,7 @@ class EngineState:
     def preempt(self, request: int) -> None:
         """Throw a running request out: its KV is freed, it waits again, and all of it is computed anew."""
         tokens = self.context(request)
+        self.publish_decoded()
         if self.is_decoding(request):
             if self._took and tokens % self.block_tokens == 0:
                 self._taken -= 1  # the block put aside for it is free again
@@ -310,8 +317,17 @@ class EngineState:
         self._finish[request] = -1
         self.recorder.left(request)
 
+    def publish_decoded(self) -> None:
+        """Where others may share what requests decode, make it known to the prefix cache."""
+        if self.cache is not None and self.cache.shares_outputs:
+            self.cache.publish_decoded(
+                [(r, self.context(r) + self._took) for r in self.running if self.is_decoding(r)]
+            )
+
     def pop_finished(self) -> list[int]:
         """Take the requests that finish now out of the decoding ones, in order of admission."""
+        self._took = False
+        self.publish_decoded()
         heap, size, clock, finish = self.finish_heap, self.size, self.clock, self._finish
         done = []
         while heap:

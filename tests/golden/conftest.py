@@ -9,7 +9,9 @@ import pytest
 
 
 def pytest_addoption(parser):
-    parser.addoption("--golden-dir", action="append", default=[], help="a folder of golden step traces (*.json)")
+    parser.addoption(
+        "--golden-dir", action="append", default=[], help="a folder of golden step traces (*.json)"
+    )
 
 
 def golden_paths(config) -> list[Path]:
@@ -21,5 +23,7 @@ def golden_paths(config) -> list[Path]:
 def pytest_generate_tests(metafunc):
     if "golden_path" in metafunc.fixturenames:
         paths = golden_paths(metafunc.config)
-        absent = pytest.param(None, marks=pytest.mark.skip("no golden files: give --golden-dir or OPTIMIZER_SHARED"))
+        absent = pytest.param(
+            None, marks=pytest.mark.skip("no golden files: give --golden-dir or OPTIMIZER_SHARED")
+        )
         metafunc.parametrize("golden_path", paths or [absent], ids=[p.stem for p in paths] or ["absent"])

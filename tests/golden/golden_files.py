@@ -9,6 +9,9 @@ import numpy as np
 
 from optimizer.problem import Engine, Instance, PrefixHashes, Requests, StepTime
 
+ANSWER_TOKEN = 7
+"""What the engine in the golden traces generates, always: answers share blocks as prompts do."""
+
 
 def read_golden(path: Path) -> dict:
     return json.loads(path.read_text())
@@ -19,7 +22,8 @@ def golden_instance(golden: dict) -> Instance:
     rows = golden["requests"]
     prefix = None
     if golden["prefix_caching"]:
-        prefix = chained_hashes([row["prompt_token_ids"] for row in rows], golden["block_tokens"])
+        texts = [row["prompt_token_ids"] + [ANSWER_TOKEN] * row["output_tokens"] for row in rows]
+        prefix = chained_hashes(texts, golden["block_tokens"])
     requests = Requests.from_columns(
         {
             "arrival_s": [row["arrival_s"] for row in rows],
@@ -58,4 +62,4 @@ def chained_hashes(prompts: list[list[int]], block_tokens: int) -> PrefixHashes:
             chain = numbers.setdefault(key, len(numbers))
             ids.append(chain)
         starts.append(len(ids))
-    return PrefixHashes(np.array(ids, dtype=np.int64), np.array(starts, dtype=np.int64), block_tokens)
+    return PrefixHashes(np.array(ids, dtype=np.int64), np.array(starts, dtype=np.int64), block_tokens, True)

@@ -56,6 +56,12 @@ def test_head_of_line_blocking_and_its_cure():
     assert srpt.mean() == pytest.approx((10 * 110 + 2200) / 11)
 
 
+def test_longest_first_packs_the_makespan():
+    """Jobs 5, 5, 4, 4, 3, 3, 3 on three seats: longest first ends at 11 (the optimum is 9)."""
+    outputs = [3, 4, 5, 3, 4, 5, 3]
+    assert run([(1, o) for o in outputs], "lpt", max_num_seqs=3).metrics.makespan_s == 11
+
+
 def test_srpt_takes_the_seat_of_a_long_one_that_runs():
     """Ten short ones that come a second later throw the long one out; its prompt and token are computed again."""
     arrivals = [0.0] + [1.0] * 10
@@ -75,10 +81,10 @@ def test_srpt_leaves_the_running_alone_where_there_is_room():
 
 @pytest.mark.parametrize("policy", LOOKING_AHEAD)
 @settings(max_examples=150, deadline=None)
-@given(instance=instances())
-def test_with_exact_lengths_looking_ahead_never_preempts(policy, instance):
+@given(instance=instances(), threshold=st.sampled_from([0, 0, 3, 8]))
+def test_with_exact_lengths_looking_ahead_never_preempts(policy, instance, threshold):
     """Whoever is admitted under the future peak of KV runs to the end, also where blocks are scarce."""
-    simulation = simulate(instance, policy)
+    simulation = simulate(instance, policy, options={"long_prefill_token_threshold": threshold})
     assert not simulation.metrics.preemptions.any()
     for moment in replay(simulation):
         assert set(moment.step.decode) == moment.can_decode

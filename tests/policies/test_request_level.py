@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -115,6 +116,22 @@ def test_the_first_member_waits_at_most_the_delay_and_one_service(gaps, delay, m
             assert step.start_s == max(free, min(arrivals[head] + delay, full))
             assert len(step.prefill) <= most
             free = step.start_s + 3
+
+
+def test_sizes_of_batches_under_poisson_arrivals():
+    """At 10 requests/s, a delay of 0.2 s, sizes up to 4 and hardly any service: the law of card 16."""
+    rng = np.random.default_rng(1)
+    n = 20_000
+    instance = toy(
+        [(1, 1)] * n,
+        arrivals=np.cumsum(rng.exponential(0.1, n)).tolist(),
+        step_time=StepTime.affine(base_s=1e-7),
+    )
+    options = {"max_queue_delay_s": 0.2, "max_batch_size": 4}
+    sizes = np.array([size for _, size in batches(simulate(instance, "triton-dynamic", options=options))])
+    shares = np.bincount(sizes, minlength=5)[1:] / len(sizes)
+    assert shares == pytest.approx([0.1353, 0.2707, 0.2707, 0.3233], abs=0.02)
+    assert sizes.mean() == pytest.approx(2.782, abs=0.03)
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,9 @@ def test_hidden_futures_do_not_change_past_decisions(policy, data):
         # What has not happened by then happens otherwise: unfinished requests get other lengths.
         done = real.finish_s <= moment
         changed = np.where(done, base.output_tokens, np.clip(np.maximum(others, out + 1), 1, CAP))
-        other = simulate(Instance("other", base.replace(output_tokens=changed), engine), policy, seed=5).schedule
+        other = simulate(
+            Instance("other", base.replace(output_tokens=changed), engine), policy, seed=5
+        ).schedule
     except PolicyError as error:
         assume(" raised " in str(error))
         raise
