@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from queue import SimpleQueue
 from typing import Any
 
+from optimizer.comparison.policy_files import PolicyFile, install, loaded_policy_files
 from optimizer.comparison.task import Outcome, Task, execute
 from optimizer.problem import Instance
 
@@ -129,6 +130,8 @@ class _Worker:
         )  # fmt: skip
         self._holds: Instance | None = None
         self._send(sys.path)
+        for file in loaded_policy_files():
+            self._send(("policies", pickle.dumps(file)))
 
     def ask(self, task: Task, instance: Instance) -> Outcome:
         if self._holds is not instance:
@@ -174,6 +177,7 @@ def serve() -> None:
     # What a policy prints must not fall into the pipe.
     os.dup2(2, 1)
     instance: Instance | None = None
+    troubles = ""
     while True:
         try:
             kind, content = pickle.load(messages)
@@ -182,10 +186,22 @@ def serve() -> None:
         if kind == "instance":
             instance = pickle.loads(content)
             continue
+        if kind == "policies":
+            troubles += _installed(pickle.loads(content))
+            continue
         assert instance is not None, "an instance comes before its tasks"
         try:
             outcome = execute(pickle.loads(content), instance)
         except Exception as error:  # a policy that only the caller's process can import
-            outcome = Outcome(None, f"could not be loaded in a process: {error}")
+            outcome = Outcome(None, f"could not be loaded in a process: {error}{troubles}")
         pickle.dump(outcome, outcomes, protocol=pickle.HIGHEST_PROTOCOL)
         outcomes.flush()
+
+
+def _installed(file: PolicyFile) -> str:
+    """Load a policy file; say what went wrong, if anything: its own policies fail, the others go on."""
+    try:
+        install(file)
+    except Exception as error:
+        return f"; {error}"
+    return ""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from optimizer.capacity import EngineCard
+from optimizer.comparison.policy_files import policy_file_of
 from optimizer.comparison.pool import run_all, usable_cores
 from optimizer.comparison.result import Comparison, Failure, sort_column
 from optimizer.comparison.task import Task
@@ -26,6 +28,8 @@ def compare(
     *,
     options: Mapping[str, object] | None = None,
     sort: str = "e2e_mean_s",
+    check: bool = False,
+    card: EngineCard | None = None,
     done: Callable[[Task], Summary | None] | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
@@ -47,6 +51,11 @@ def compare(
         Options of policies: `name.option` for one policy, `option` for all that have it.
     sort
         Figure by which the rows are sorted, best first: a key of `COLUMNS`.
+    check
+        Whether `optimizer.check` judges every schedule; a policy whose schedule breaks a rule has failed. It
+        takes about as long as the simulation.
+    card
+        The engine's card, for its fit error and range, where it is none of the catalogue.
     done
         Gives the summary of a run that need not be made again, else None.
     progress
@@ -80,11 +89,13 @@ def compare(
     chosen = _choose(policies, options or {})
     instances = [instance] if isinstance(instance, Instance) else [instance(seed) for seed in seed_list]
     prints = [one.sha256 for one in instances]
+    files = {name: file.sha256 for name, _, _ in chosen if (file := policy_file_of(name)) is not None}
     tasks = [
-        Task(name, policy, seed, place % len(instances), prints[place % len(instances)], given)
+        Task(name, policy, seed, place % len(instances), prints[place % len(instances)], given,
+             files.get(name), check, card)
         for place, seed in enumerate(seed_list)
         for name, policy, given in chosen
-    ]
+    ]  # fmt: skip
     runs: dict[tuple[str, int], Summary] = {}
     failures: list[Failure] = []
     say = progress or (lambda done, total, last: None)
@@ -105,12 +116,17 @@ def compare(
 
 
 def is_answered_by(task: Task, summary: Summary) -> bool:
-    """Say whether a summary is what the task would give: same requests, engine, policy, options, version."""
+    """Say whether a summary is what the task would give: same requests, engine, policy, options, versions.
+
+    One that was checked also answers a task without a check, not the other way round.
+    """
     return (
         summary.get("instance_sha256") == task.sha256
         and summary.get("policy") == task.name
         and summary.get("seed") == task.seed
         and summary.get("policy_options") == dict(task.options)
+        and summary.get("policy_file_sha256") == task.file_sha256
+        and ("check" in summary or not task.check)
         and summary.get("versions") == versions()
     )
 

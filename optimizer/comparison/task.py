@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from optimizer.capacity import EngineCard
 from optimizer.errors import OptimizerError
 from optimizer.policies import Policy
 from optimizer.problem import Instance
@@ -28,6 +29,12 @@ class Task:
         Of the run.
     instance, sha256
         Which of the comparison's instances, and its fingerprint.
+    file_sha256
+        Fingerprint of the user's file that the policy comes from; None: it is one of the package.
+    check
+        Whether `optimizer.check` judges the schedule.
+    card
+        The engine's card, where it is none of the catalogue.
     """
 
     name: str
@@ -36,6 +43,9 @@ class Task:
     instance: int
     sha256: str
     options: Mapping[str, object] = field(default_factory=dict)
+    file_sha256: str | None = None
+    check: bool = False
+    card: EngineCard | None = None
 
 
 @dataclass(frozen=True)
@@ -48,14 +58,23 @@ class Outcome:
 
 def execute(task: Task, instance: Instance) -> Outcome:
     """Simulate; whatever the policy does wrong is the failure of this run alone."""
+    from optimizer.check import check
     from optimizer.report.summary import summarize
     from optimizer.simulator import simulate
 
     try:
         # A policy may keep something of a run; each run starts with its own.
         simulation = simulate(instance, copy.deepcopy(task.policy), seed=task.seed)
-        summary = summarize(simulation, options=task.options, sha256=task.sha256)
-        return Outcome({**summary, "policy": task.name})
+        summary = summarize(simulation, options=task.options, sha256=task.sha256, card=task.card)
+        summary["policy"] = task.name
+        if task.file_sha256 is not None:
+            summary["policy_file_sha256"] = task.file_sha256
+        if task.check:
+            report = check(simulation.schedule, instance)
+            if not report.ok:
+                return Outcome(None, f"its schedule breaks rules of the engine\n{report}")
+            summary["check"] = str(report)
+        return Outcome(summary)
     except OptimizerError as error:
         return Outcome(None, str(error))
     except MemoryError:

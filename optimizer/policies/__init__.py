@@ -18,3 +18,4 @@ from optimizer.policies.base import make_policy as make_policy
 from optimizer.policies.base import options_of as options_of
 from optimizer.policies.base import policy_names as policy_names
 from optimizer.policies.base import register as register
+from optimizer.policies.mechanism import ChunkedPrefill as ChunkedPrefill

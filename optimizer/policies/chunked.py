@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from optimizer.policies.base import register
-from optimizer.policies.vllm_v1 import VllmV1
+from optimizer.policies.mechanism import ChunkedPrefill
 from optimizer.simulator.state import EngineState
 
 
 @register("sarathi-serve")
 @dataclass
-class SarathiServe(VllmV1):
+class SarathiServe(ChunkedPrefill):
     """Sarathi-Serve: stall-free batching; all decodes, then chunks of prompts up to the token budget.
 
     A prompt is admitted only if blocks for the whole of it are free above a watermark, and they are its own
@@ -27,9 +27,7 @@ class SarathiServe(VllmV1):
         self.demand("watermark", 0 <= self.watermark < 1, "a share from 0 to below 1")
 
     def margin_tokens(self, state: EngineState) -> int:
-        """Give what the watermark keeps free; with a threshold many prompts are promised blocks: always count."""
-        if self.long_prefill_token_threshold > 0:
-            return state.blocks * state.block_tokens
+        """Give what the watermark keeps free."""
         return (int(self.watermark * state.blocks) + 1) * state.block_tokens
 
     def promised(self, s: EngineState) -> int:
@@ -37,11 +35,12 @@ class SarathiServe(VllmV1):
         whole = sum(s.chunk_need(r, s.left[r]) for r in s.prefilling)
         return whole - sum(s.chunk_need(r, n) for r, n in s.chunks)
 
-    def _serve_running_tight(self, s: EngineState) -> int:
+    def serve_running_tight(self, s: EngineState) -> int:
+        """Give running requests their tokens; a decode takes no block that is promised to a prompt."""
         before = s.preemptions
         while s.decode_need() > s.free_blocks() - self.promised(s):
-            self.throw_out(s)  # a decode takes no block that is promised to a prompt
-        budget = super()._serve_running_tight(s)
+            self.throw_out(s)
+        budget = super().serve_running_tight(s)
         return budget if s.preemptions == before else -1
 
     def fits(self, s: EngineState, request: int, cached: int) -> bool:
@@ -60,13 +59,14 @@ class Sarathi(SarathiServe):
     Source: arXiv 2308.16369.
     """
 
-    def _admit(self, s: EngineState, budget: int, most: int = 1) -> None:
-        super()._admit(s, budget, 0 if s.chunks else most)
+    def admit(self, s: EngineState, budget: int, most: int = 1) -> None:
+        """Admit one request, if no prompt is in progress."""
+        super().admit(s, budget, 0 if s.chunks else most)
 
 
 @register("fastgen")
 @dataclass
-class FastGen(VllmV1):
+class FastGen(ChunkedPrefill):
     """DeepSpeed-FastGen, Dynamic SplitFuse: every forward pass is filled to exactly the token budget.
 
     One token per generating request that has room for it (the others are held back, their KV kept), then
@@ -82,13 +82,14 @@ class FastGen(VllmV1):
             s.resume(request)
         super().step(s)
 
-    def _serve_running_tight(self, s: EngineState) -> int:
+    def serve_running_tight(self, s: EngineState) -> int:
+        """Give tokens to all who have room; throw out only if that is nobody."""
         while True:
             self._hold_back_whom_blocks_fail(s)
             s.take_decode_blocks()
             budget = s.token_budget - s.num_decoding
             for request in s.prefilling:
-                tokens = self._chunk(s, request, budget)
+                tokens = self.chunk(s, request, budget)
                 if tokens and s.chunk_need(request, tokens) <= s.free_blocks():
                     s.schedule(request, tokens)
                     budget -= tokens

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from optimizer.policies.base import register
+from optimizer.policies.mechanism import ChunkedPrefill
 from optimizer.policies.peak import PeakGuard
-from optimizer.policies.vllm_v1 import VllmV1
 from optimizer.problem.metrics import TPOT_SLO_S, TTFT_SLO_S
 from optimizer.simulator.queues import KeyQueue, WaitingQueue
 from optimizer.simulator.state import EngineState
@@ -17,12 +17,12 @@ from optimizer.units import seconds
 
 @register("fcfs")
 @dataclass
-class FirstComeFirstServed(VllmV1):
+class FirstComeFirstServed(ChunkedPrefill):
     """First come first served: vLLM V1's mechanism as it is, the baseline of the other orders."""
 
 
 @dataclass
-class ByKey(VllmV1):
+class ByKey(ChunkedPrefill):
     """vLLM V1's mechanism with waiting requests in order of a key; the largest key is thrown out first.
 
     `look_ahead` (class attribute): admit only if the future peak of KV stays within the cache.
@@ -33,7 +33,7 @@ class ByKey(VllmV1):
 
     def start(self, state: EngineState) -> None:
         """Set up the look-ahead."""
-        self._guard = PeakGuard(state, self.long_prefill_token_threshold) if self.look_ahead else None
+        self._guard = PeakGuard(state) if self.look_ahead else None
 
     def key(self, s: EngineState, request: int) -> float:
         """Give the key; smaller goes first."""
@@ -51,10 +51,8 @@ class ByKey(VllmV1):
         return not s.hold
 
     def throw_out(self, s: EngineState) -> None:
-        """Preempt the running request with the largest key, of those that got nothing in this step yet."""
-        served = {request for request, _ in s.chunks}
-        others = (request for request in s.running if request not in served)
-        s.preempt(max(others, key=lambda request: (self.key(s, request), s.admission[request])))
+        """Preempt the running request with the largest key."""
+        s.preempt(max(s.running, key=lambda request: (self.key(s, request), s.admission[request])))
 
 
 @register("sjf")
@@ -125,7 +123,7 @@ class ShortestRemaining(ByKey):
                 break
             s.preempt(longest)
         super().step(s)
-        s.deaf = s.deaf and bool(s.chunks)  # a shorter arrival can take a seat whenever it comes
+        s.deaf = False  # a shorter arrival can take somebody's place whenever it comes
 
     def _head_lacks_room(self, s: EngineState) -> bool:
         if len(s.running) >= s.max_num_seqs:

@@ -40,18 +40,10 @@ class PeakGuard:
 
     With exact lengths nothing is ever preempted. Blocks are rounded up: a request counts a block's tokens
     more than it holds.
-
-    Parameters
-    ----------
-    state
-        Engine state.
-    most_per_step
-        Prompt tokens that a request computes in one step at most; 0: what the budget allows.
     """
 
-    def __init__(self, state: EngineState, most_per_step: int = 0) -> None:
+    def __init__(self, state: EngineState) -> None:
         self._state = state
-        self._most_per_step = most_per_step if most_per_step > 0 else state.token_budget
         self._capacity = state.blocks * state.block_tokens
         self._lives: dict[int, float] = {}
         self._sum = 0.0
@@ -111,11 +103,9 @@ class PeakGuard:
     def _prompt_steps(self, request: int) -> int:
         """Give the steps that a prompt takes, behind the prompts begun before it and beside all who decode."""
         s = self._state
-        own: int = s.left[request]
-        tokens = own
+        tokens: int = s.left[request]
         for earlier in s.prefilling:
             if earlier == request:
                 break
             tokens += s.left[earlier]
-        beside_decodes = max(1, s.token_budget - s.num_decoding)
-        return max(-(-tokens // beside_decodes), -(-own // min(self._most_per_step, beside_decodes)))
+        return -(-tokens // max(1, s.token_budget - s.num_decoding))

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from optimizer.policies.base import register
-from optimizer.policies.vllm_v1 import VllmV1
+from optimizer.policies.mechanism import ChunkedPrefill
 from optimizer.simulator.state import EngineState
 
 
 @register("tensorrt-llm-no-evict")
 @dataclass
-class GuaranteedNoEvict(VllmV1):
+class GuaranteedNoEvict(ChunkedPrefill):
     """TensorRT-LLM GUARANTEED_NO_EVICT: admits only who can be served to the end, by its cap; never pauses.
 
     A started request is always in the batch. A new one enters if blocks for prompt and cap fit beside those
@@ -69,10 +69,9 @@ class StaticBatch(GuaranteedNoEvict):
 
 @register("tensorrt-llm-max-utilization")
 @dataclass
-class MaxUtilization(VllmV1):
+class MaxUtilization(ChunkedPrefill):
     """TensorRT-LLM MAX_UTILIZATION: needs blocks for the next step only; pauses the last started if short."""
 
     def fits(self, s: EngineState, request: int, cached: int) -> bool:
         """Say whether the next chunk fits."""
-        tokens = min(s.left[request] - cached, s.token_budget)
-        return s.admission_need(request, tokens, cached) <= s.free_blocks()
+        return self.next_chunk_fits(s, request, cached)

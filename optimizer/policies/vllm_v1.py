@@ -3,101 +3,80 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-from optimizer.policies.base import Policy, register
+from optimizer.policies.base import register
+from optimizer.policies.mechanism import ChunkedPrefill
 from optimizer.simulator.state import EngineState
 
 
 @register("vllm-v1")
 @dataclass
-class VllmV1(Policy):
+class VllmV1(ChunkedPrefill):
     """vLLM V1: unified scheduler, chunked prefill, first come first served, preempts the last admitted.
 
     Every step: requests that run get their tokens in order of admission (a decode one, a prompt what is left
     of it and of the budget); where blocks run out the last admitted is thrown out and waits in front. Then,
     if nobody was thrown out, waiting requests are admitted while budget, seats and blocks last.
 
-    `long_prefill_token_threshold` caps the tokens of a prompt per step (0: no cap).
-    Source: vllm-project/vllm, vllm/v1/core/sched/scheduler.py.
+    The options are vLLM's, with its defaults. `long_prefill_token_threshold` caps the tokens of a prompt per
+    step (0: no cap); decodes that the budget does not reach then are held back for the step. `watermark` is
+    the share of the blocks that admissions leave free while anybody runs. `reserve_full_prompt`
+    (vLLM: scheduler_reserve_full_isl): blocks for the whole prompt must be free, not only for its first chunk.
+
+    Source: vllm-project/vllm 0.26, vllm/v1/core/sched/scheduler.py; tests/golden holds what that decides.
     """
 
     long_prefill_token_threshold: int = 0
+    watermark: float = 0.0
+    reserve_full_prompt: bool = True
 
-    arrivals_queue_behind: ClassVar[bool] = True
+    def __post_init__(self) -> None:
+        self.demand(
+            "long_prefill_token_threshold", self.long_prefill_token_threshold >= 0, "tokens, or 0 for no cap"
+        )
+        self.demand("watermark", 0 <= self.watermark < 1, "a share from 0 to below 1")
+
+    def margin_tokens(self, state: EngineState) -> int:
+        """Give what must stay free: the watermark, and prompts in progress that took no blocks yet."""
+        if self.long_prefill_token_threshold:
+            return state.blocks * state.block_tokens  # any number of them: blocks are always counted
+        return self._spare_blocks(state) * state.block_tokens
+
+    def _spare_blocks(self, s: EngineState) -> int:
+        # vLLM takes the share of all blocks, its null block included.
+        return int(self.watermark * (s.blocks + 1))
 
     def step(self, state: EngineState) -> None:
         """Compose the next step."""
-        s = state
-        if s.tight:
-            budget = self._serve_running_tight(s)
-        else:
-            budget = s.token_budget - s.num_decoding
-            for request in s.prefilling:
-                if budget == 0:
-                    break
-                tokens = self._chunk(s, request, budget)
-                s.chunks.append((request, tokens))
-                budget -= tokens
-        if budget >= 0:
-            self._admit(s, budget)
+        if self.long_prefill_token_threshold:
+            self._hold_back_beyond_budget(state)
+        super().step(state)
 
-    def _chunk(self, s: EngineState, request: int, budget: int) -> int:
+    def chunk(self, s: EngineState, request: int, budget: int) -> int:
+        """Give how many tokens of a request's prompt to compute in this step."""
         tokens = s.left[request]
         if 0 < self.long_prefill_token_threshold < tokens:
             tokens = self.long_prefill_token_threshold
         return tokens if tokens < budget else budget
 
-    def _serve_running_tight(self, s: EngineState) -> int:
-        """Give running requests their tokens where blocks may run out; -1 if somebody was thrown out."""
-        before = s.preemptions
-        while s.decode_need() > s.free_blocks():
-            self.throw_out(s)
-        s.take_decode_blocks()
-        budget = s.token_budget - s.num_decoding
-        for request in list(s.prefilling):
-            if request not in s.running or budget == 0:
-                continue
-            tokens = self._chunk(s, request, budget)
-            while request in s.running and s.chunk_need(request, tokens) > s.free_blocks():
-                self.throw_out(s)
-            if request in s.running:
-                s.schedule(request, tokens)
-                budget -= tokens
-        return budget if s.preemptions == before else -1
-
-    def throw_out(self, s: EngineState) -> None:
-        """Preempt one running request: the last admitted."""
-        s.preempt(next(reversed(s.running)))
-
-    def may_admit(self, s: EngineState, request: int) -> bool:
-        """Say whether a request that fits may be admitted now; heuristics that look ahead refuse here."""
-        return True
+    def _hold_back_beyond_budget(self, s: EngineState) -> None:
+        """Several prompts in progress may use up the budget before later decodes get their token."""
+        for request in list(s.held):
+            s.resume(request)
+        budget = s.token_budget
+        if s.num_decoding + sum(self.chunk(s, request, budget) for request in s.prefilling) <= budget:
+            return
+        for request in list(s.running):
+            if not s.is_decoding(request):
+                budget -= self.chunk(s, request, budget)
+            elif budget:
+                budget -= 1
+            else:
+                s.hold_back(request)
 
     def fits(self, s: EngineState, request: int, cached: int) -> bool:
-        """Say whether a waiting request has the blocks it needs: the whole prompt must fit, chunked or not."""
-        return s.admission_need(request, s.left[request] - cached, cached) <= s.free_blocks()
-
-    def _admit(self, s: EngineState, budget: int, most: int = 1 << 60) -> None:
-        waiting = s.waiting
-        seats = s.max_num_seqs - len(s.running)
-        blocked = False
-        while budget and seats > 0 and most and waiting:
-            request = waiting.head()
-            cached = s.cached_tokens(request) if s.cache is not None else 0
-            if (s.tight and not self.fits(s, request, cached)) or not self.may_admit(s, request):
-                blocked = True
-                break
-            waiting.pop()
-            s.admit(request, cached)
-            tokens = self._chunk(s, request, budget)
-            s.schedule(request, tokens)
-            budget -= tokens
-            seats -= 1
-            most -= 1
-        # Nobody can be admitted before the run is over, so an arrival changes nothing. A blocked head of the
-        # queue is final only if arrivals queue behind it.
-        s.deaf = not budget or seats <= 0 or (blocked and self.arrivals_queue_behind)
-        if s.chunks:
-            request, tokens = s.chunks[0]
-            s.hold = s.left[request] // tokens if len(s.chunks) == 1 and not budget else 1
+        """Say whether a waiting request has the blocks it needs, above the watermark."""
+        spare = self._spare_blocks(s) if s.running else 0
+        if not self.reserve_full_prompt:
+            return self.next_chunk_fits(s, request, cached, spare)
+        return s.admission_need(request, s.left[request] - cached, cached) + spare <= s.free_blocks()

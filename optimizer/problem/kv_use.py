@@ -1,4 +1,4 @@
-"""How full the KV cache was: a share by run, without looking at any request in any step.
+"""How full the KV cache was: in total and by run, without looking at any request in any step.
 
 While a request decodes, its context grows in lockstep with the count of decode steps D. So the blocks of a
 decoder, ceil((o + D) / b) with o its context when D was 0, need only its quotient and its residue by b: one
@@ -67,20 +67,42 @@ def kv_use(schedule: Schedule, requests: Requests, engine: Engine) -> tuple[floa
     >>> kv_use(Schedule(**columns), requests, engine)
     (0.5, 0.5)
     """
-    runs = len(schedule.steps)
-    if not runs:
+    if not len(schedule.steps):
         return float("nan"), float("nan")
-    if schedule.reserves:
-        last = _over_runs(schedule.hold_first_run, schedule.hold_last_run, schedule.hold_tokens, runs)
-        middle = last.astype(np.float64)
-    else:
-        last, middle = _blocks_by_run(schedule)
-        last, middle = last * schedule.block_tokens, middle * schedule.block_tokens
+    last, middle = kv_tokens_by_run(schedule)
     busy_s = schedule.end_s - schedule.start_s
     total_s = float(busy_s.sum())
     mean = float(middle @ busy_s) / total_s if total_s else float("nan")
     peak = float(last.max())
     return min(mean, peak) / engine.kv_tokens, peak / engine.kv_tokens
+
+
+def kv_tokens_by_run(schedule: Schedule) -> tuple[Ints, Floats]:
+    """Give the KV held in each run: in its last step, where it is fullest, and on average over its steps.
+
+    Parameters
+    ----------
+    schedule
+        A schedule without violations.
+
+    Returns
+    -------
+    last, mean
+        Tokens, by run. What `kv_use` says of blocks, reservations and shared prefixes holds here too.
+
+    Examples
+    --------
+    >>> from optimizer.problem import Schedule
+    >>> nothing = dict.fromkeys(Schedule.__dataclass_fields__, np.zeros(0, np.int64)) | {"block_tokens": 16}
+    >>> [column.tolist() for column in kv_tokens_by_run(Schedule(**nothing))]
+    [[], []]
+    """
+    if schedule.reserves:
+        runs = len(schedule.steps)
+        held = _over_runs(schedule.hold_first_run, schedule.hold_last_run, schedule.hold_tokens, runs)
+        return held, held.astype(np.float64)
+    last, mean = _blocks_by_run(schedule)
+    return last * schedule.block_tokens, mean * schedule.block_tokens
 
 
 def _blocks_by_run(schedule: Schedule) -> tuple[Ints, Floats]:

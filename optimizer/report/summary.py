@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from optimizer.capacity import EngineCard
 from optimizer.problem import Engine, Metrics
 from optimizer.problem.requests import Floats
+from optimizer.report.card import describe_engine
 from optimizer.version import package_version
 
 if TYPE_CHECKING:
@@ -21,7 +23,11 @@ _QUANTILES = np.linspace(0.0, 1.0, 101)
 
 
 def summarize(
-    simulation: Simulation, *, options: Mapping[str, object] | None = None, sha256: str | None = None
+    simulation: Simulation,
+    *,
+    options: Mapping[str, object] | None = None,
+    sha256: str | None = None,
+    card: EngineCard | None = None,
 ) -> dict[str, Any]:
     """Give the summary of a run.
 
@@ -33,11 +39,13 @@ def summarize(
         The policy's options that were set, where the simulation was given a ready policy.
     sha256
         Fingerprint of the instance, where it is known already: computing it reads every request.
+    card
+        The engine's card, where it is none of the catalogue.
 
     Returns
     -------
     dict
-        JSON values only. Of the keys: those of `Metrics.summary`; `requests_per_second_simulated`, requests
+        JSON values only. Of the keys: `engine`, by `describe_engine`; those of `Metrics.summary`; `requests_per_second_simulated`, requests
         over `loop_seconds`, the wall time of the event loop; `quantiles`, by latency, 101 of them from the
         least to the greatest.
     """
@@ -50,7 +58,7 @@ def summarize(
         "seed": s.seed,
         "instance": instance.name,
         "instance_sha256": sha256 or instance.sha256,
-        "engine": {"name": instance.engine.name, "origin": instance.engine.origin},
+        "engine": describe_engine(instance.engine, s.schedule, card),
         "limits": limits(instance.engine),
         **s.metrics.summary(),
         "requests_per_second_simulated": len(instance.requests) / loop_seconds if loop_seconds > 0 else None,

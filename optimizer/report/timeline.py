@@ -8,7 +8,7 @@ from typing import Self
 import numpy as np
 
 from optimizer.problem import Engine, Requests, Schedule
-from optimizer.problem.kv_use import _blocks_by_run, _over_runs
+from optimizer.problem.kv_use import kv_tokens_by_run
 from optimizer.problem.requests import Floats, Ints
 
 
@@ -119,7 +119,7 @@ class Timeline:
             schedule.decode_seqs,
             admitted - by_then(stays.left_s),
             by_then(stays.queued_s) - admitted,
-            kv_share(schedule, engine),
+            kv_tokens_by_run(schedule)[1] / engine.kv_tokens,
         )
 
     def averages(self, values: Floats | Ints, edges_s: Floats) -> Floats:
@@ -128,12 +128,3 @@ class Timeline:
         corners = np.ravel(np.column_stack((self.start_s, self.end_s)))
         amounts = np.ravel(np.column_stack((np.zeros(len(values)), values * (self.end_s - self.start_s))))
         return np.diff(np.interp(edges_s, corners, np.cumsum(amounts))) / np.diff(edges_s)
-
-
-def kv_share(schedule: Schedule, engine: Engine) -> Floats:
-    """Give the share of the KV cache held on average over the steps of each run, from 0 to 1."""
-    runs = len(schedule.steps)
-    if schedule.reserves:
-        held = _over_runs(schedule.hold_first_run, schedule.hold_last_run, schedule.hold_tokens, runs)
-        return held / engine.kv_tokens
-    return _blocks_by_run(schedule)[1] * schedule.block_tokens / engine.kv_tokens

@@ -51,6 +51,16 @@ def golden_instance(golden: dict) -> Instance:
     return Instance(golden["name"], requests, engine)
 
 
+def golden_options(golden: dict) -> dict:
+    """What the engine was told beyond its defaults, by the names of our options."""
+    names = {
+        "long_prefill_token_threshold": "long_prefill_token_threshold",
+        "watermark": "watermark",
+        "scheduler_reserve_full_isl": "reserve_full_prompt",
+    }
+    return {ours: golden[theirs] for theirs, ours in names.items() if theirs in golden}
+
+
 def chained_hashes(prompts: list[list[int]], block_tokens: int) -> PrefixHashes:
     """Number the distinct prefixes of full blocks: equal ids mean equal prefixes."""
     numbers: dict[tuple[int, ...], int] = {}

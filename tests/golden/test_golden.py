@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from golden_files import golden_instance, read_golden
+from golden_files import golden_instance, golden_options, read_golden
 
 from optimizer.simulator import simulate
 
@@ -17,7 +17,9 @@ from optimizer.simulator import simulate
 @pytest.mark.parametrize("step_by_step", [False, True], ids=["event-compressed", "step-by-step"])
 def test_same_steps_preemptions_and_times(golden_path, step_by_step):
     golden = read_golden(golden_path)
-    simulation = simulate(golden_instance(golden), "vllm-v1", step_by_step=step_by_step)
+    simulation = simulate(
+        golden_instance(golden), "vllm-v1", step_by_step=step_by_step, options=golden_options(golden)
+    )
     ours = list(simulation.schedule.iterate())
     for number, (step, real) in enumerate(zip(ours, golden["steps"], strict=False)):
         tokens = sorted([*step.prefill, *((request, 1) for request in step.decode)])

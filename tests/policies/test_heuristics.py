@@ -81,10 +81,10 @@ def test_srpt_leaves_the_running_alone_where_there_is_room():
 
 @pytest.mark.parametrize("policy", LOOKING_AHEAD)
 @settings(max_examples=150, deadline=None)
-@given(instance=instances(), threshold=st.sampled_from([0, 0, 3, 8]))
-def test_with_exact_lengths_looking_ahead_never_preempts(policy, instance, threshold):
+@given(instance=instances())
+def test_with_exact_lengths_looking_ahead_never_preempts(policy, instance):
     """Whoever is admitted under the future peak of KV runs to the end, also where blocks are scarce."""
-    simulation = simulate(instance, policy, options={"long_prefill_token_threshold": threshold})
+    simulation = simulate(instance, policy)
     assert not simulation.metrics.preemptions.any()
     for moment in replay(simulation):
         assert set(moment.step.decode) == moment.can_decode
@@ -92,10 +92,10 @@ def test_with_exact_lengths_looking_ahead_never_preempts(policy, instance, thres
 
 @pytest.mark.parametrize("policy", ["sjf", "lpt", "srpt", "edf", "mc-sf", "svf", "sorted-f"])
 @settings(max_examples=60, deadline=None)
-@given(instance=instances(known="noise:0.8", caps=None), threshold=st.sampled_from([0, 3, 8]))
-def test_wrong_guesses_and_split_prompts_still_end(policy, instance, threshold):
+@given(instance=instances(known="noise:0.8", caps=None))
+def test_wrong_guesses_and_split_prompts_still_end(policy, instance):
     """With lengths guessed wrong and prompts in pieces everybody is served, within the memory there is."""
-    simulation = simulate(instance, policy, options={"long_prefill_token_threshold": threshold})
+    simulation = simulate(instance, policy)
     engine = instance.engine
     for moment in replay(simulation):
         assert set(moment.step.decode) == moment.can_decode

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -20,6 +22,8 @@ from optimizer.problem import (
     with_knowledge,
 )
 from optimizer.simulator import simulate
+
+EXAMPLES = int(os.environ.get("OPTIMIZER_EXAMPLES", "60"))
 
 # Times in milliseconds that collide often: arrivals fall on step boundaries, steps tie.
 STEP_TIMES = [
@@ -111,7 +115,7 @@ def outcome(instance, policy, **how):
 
 
 @pytest.mark.parametrize("policy", policy_names())
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(instance=instances())
 def test_same_schedule_as_step_by_step(policy, instance):
     fast, slow = outcome(instance, policy), outcome(instance, policy, step_by_step=True)

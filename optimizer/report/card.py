@@ -1,0 +1,123 @@
+"""How far the step times of a run can be trusted: where they come from, their error, and their range."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optimizer.capacity import EngineCard, engine_card, list_engines
+from optimizer.problem import Engine, Schedule
+from optimizer.problem.requests import Floats
+
+_ORIGINS = {
+    "estimated": "estimated from specifications, nothing was measured",
+    "given": "step times as given, without a card",
+}
+
+
+def card_of(engine: Engine) -> EngineCard | None:
+    """Find the card of the catalogue that an engine's step times are from; None: it has none.
+
+    >>> from optimizer.capacity import engine
+    >>> card_of(engine("llama3.1-8b@h200", kv_blocks=100)).origin
+    'measured'
+    """
+    if engine.name not in list_engines():
+        return None
+    card = engine_card(engine.name)
+    return card if card.step_time == engine.step_time else None
+
+
+def describe_engine(engine: Engine, schedule: Schedule, card: EngineCard | None = None) -> dict[str, Any]:
+    """Give the JSON form of an engine in a summary.
+
+    Parameters
+    ----------
+    engine, schedule
+        As simulated.
+    card
+        Where it is none of the catalogue.
+
+    Returns
+    -------
+    dict
+        `name`, `origin`, `source`; `fit_error`, as on the card, or None where it states none; and
+        `beyond`, None where the card states no range, else for each sum of a step that left it `most`,
+        `covered`, and `share`, the share of busy time spent beyond.
+    """
+    card = card or card_of(engine)
+    return {
+        "name": engine.name,
+        "origin": engine.origin,
+        "source": engine.source,
+        "fit_error": {k: e.model_dump() for k, e in card.fit_error.items()}
+        if card and card.fit_error
+        else None,
+        "beyond": _beyond(schedule, card.covers) if card and card.covers else None,
+    }
+
+
+def trust(engine: Mapping[str, Any]) -> str:
+    """Say in a few words where the step times of a described engine come from, and their error.
+
+    >>> trust({"origin": "measured", "fit_error": {"all": {"median": 0.0253, "steps": 1183}}})
+    'measured; median error of a step 2.5 %'
+    """
+    said = _ORIGINS.get(engine["origin"], engine["origin"])
+    errors = engine.get("fit_error")
+    if errors:
+        regime = "all" if "all" in errors else max(errors, key=lambda name: float(errors[name]["median"]))
+        where = "" if regime == "all" else f" ({regime})"
+        return f"{said}; median error of a step {100 * errors[regime]['median']:.2g} %{where}"
+    return f"{said}; the card states no error" if engine["origin"] in ("measured", "fitted") else said
+
+
+def warning(engine: Mapping[str, Any]) -> str | None:
+    """Say which sums of a step left the range that the card covers; None: none did, or none is known."""
+    beyond = engine.get("beyond")
+    if not beyond:
+        return None
+    sums = ", ".join(
+        f"{name} up to {of['most']:,.0f} ({of['covered']:,.0f} covered)" for name, of in beyond.items()
+    )
+    share = max(of["share"] for of in beyond.values())
+    return f"beyond what was measured: {sums}; {100 * share:.2g} % of busy time rests on extrapolation"
+
+
+def _beyond(schedule: Schedule, covers: Mapping[str, tuple[float, float]]) -> dict[str, dict[str, float]]:
+    busy_s = schedule.end_s - schedule.start_s
+    total_s = float(busy_s.sum())
+    found: dict[str, dict[str, float]] = {}
+    first, last = _sums(schedule, last=False), _sums(schedule, last=True)
+    for name, (_, covered) in covers.items():
+        if name not in last or not last[name].size or last[name].max() <= covered:
+            continue
+        # Within a run a sum only grows, nearly in a straight line.
+        grown = last[name] - first[name]
+        share = np.clip((last[name] - covered) / np.where(grown > 0, grown, 1.0), 0.0, 1.0)
+        spent_s = float(share @ busy_s)
+        found[name] = {"most": float(last[name].max()), "covered": covered,
+                       "share": spent_s / total_s if total_s > 0 else 0.0}  # fmt: skip
+    return found
+
+
+def _sums(s: Schedule, *, last: bool) -> dict[str, Floats]:
+    """By run: the sums that the time of its first, or its last, step depends on."""
+    before = s.steps - 1 if last else np.zeros_like(s.steps)
+    tokens = s.chunk_tokens.astype(np.float64)
+    context = s.chunk_context + before[s.chunk_run] * tokens
+
+    def by_run(amounts: NDArray[Any]) -> Floats:
+        return np.bincount(s.chunk_run, amounts, minlength=len(s.steps)).astype(np.float64)
+
+    return {
+        "prefill_tokens": s.prefill_tokens.astype(np.float64),
+        "prefill_attention": by_run(tokens * context + tokens * (tokens + 1) / 2),
+        "prefill_seqs": by_run(np.ones_like(tokens)),
+        "prefill_context": by_run(context + tokens),
+        "decode_seqs": s.decode_seqs.astype(np.float64),
+        "decode_context": (s.decode_context + before * s.decode_seqs).astype(np.float64),
+    }
