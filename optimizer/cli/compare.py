@@ -14,12 +14,16 @@ import typer
 
 from optimizer.cli.command import ANSWER_IS_NO, command
 from optimizer.cli.options import (
+    Check,
     EngineOptions,
     OutFolder,
+    PolicyFile,
     PolicyOption,
     Seed,
     WorkloadOptions,
+    load_policy_files,
     policy_options,
+    whole,
 )
 from optimizer.cli.output import check_outputs, make_folder, say, show, write_json
 
@@ -41,6 +45,7 @@ def add_to(app: typer.Typer) -> None:
             "optimizer compare azure.csv --engine llama3.1-8b@h200 --policies all",
             "optimizer compare azure.csv --engine llama3.1-8b@h200 --policies vllm-v1,sarathi,srpt --rate 30",
             "optimizer compare lengths.csv --engine llama3.1-8b@h200 --rate 20 --seeds 5 --sort goodput_per_s",
+            "optimizer compare azure.csv --engine llama3.1-8b@h200 --policy-file mine.py --policies mine,vllm-v1 --check",
             "optimizer compare azure.csv --engine llama3.1-8b@h200 --resume",
         ),
     )(compare)
@@ -55,17 +60,19 @@ def compare(
                      help="all, or names separated by commas; optimizer policies lists them."),
     ] = "all",
     policy_option: PolicyOption = None,
+    policy_file: PolicyFile = None,
     seeds: Annotated[
         int,
-        typer.Option("--seeds", min=1, max=10_000, metavar="N", rich_help_panel=_PANEL,
+        typer.Option("--seeds", callback=whole(1, 10_000), metavar="N", rich_help_panel=_PANEL,
                      help="Run each policy with N seeds, from --seed on: they draw arrivals (--rate where the file has none, "
                      "--cv), noisy knowledge (--lengths), and what policies draw. The table gives means and 95 % "
                      "confidence intervals."),
     ] = 1,
     seed: Seed = 0,
+    check: Check = False,
     jobs: Annotated[
         int | None,
-        typer.Option("--jobs", min=1, max=4096, metavar="J", rich_help_panel=_PANEL, show_default="cores",
+        typer.Option("--jobs", callback=whole(1, 4096), metavar="J", rich_help_panel=_PANEL, show_default="cores",
                      help="Processes side by side."),
     ] = None,
     sort: Annotated[
@@ -105,6 +112,7 @@ def compare(
         need_matplotlib()
         picture_kind(plot)
     options = policy_options(policy_option)
+    load_policy_files(policy_file)
     loaded = load(workload, engine)
     try:
         with progress_on_terminal() as progress:
@@ -115,6 +123,8 @@ def compare(
                 jobs,
                 options=options,
                 sort=sort,
+                check=check,
+                card=loaded.card,
                 done=_kept(folder) if resume else None,
                 progress=_write_each(folder, loaded.describe(), progress),
             )
@@ -139,7 +149,7 @@ def present(result: Comparison, folder: Path, plot: Path | None = None, *, title
         quantiles = {run["policy"]: run["quantiles"] for run in result.runs if run["seed"] == first}
         save(plot_latencies({p: quantiles[p] for p in order if p in quantiles}, title=title), plot)
     if result.runs:
-        show(result.table())
+        show(result.table(), all_in=f"{folder}/table.csv")
     for note in result.notes():
         print(note)
     if plot is not None:

@@ -9,6 +9,7 @@ import typer
 
 from optimizer.cli.command import ANSWER_IS_NO, command
 from optimizer.cli.compare import present, progress_on_terminal, run_file
+from optimizer.cli.options import whole
 from optimizer.cli.output import check_outputs, make_folder, write_json
 
 if TYPE_CHECKING:
@@ -29,7 +30,11 @@ def demo(
     jobs: Annotated[
         int | None,
         typer.Option(
-            "--jobs", min=1, max=4096, metavar="J", show_default="cores", help="Processes side by side."
+            "--jobs",
+            callback=whole(1, 4096),
+            metavar="J",
+            show_default="cores",
+            help="Processes side by side.",
         ),
     ] = None,
 ) -> None:

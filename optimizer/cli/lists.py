@@ -7,6 +7,8 @@ from typing import Annotated
 import typer
 
 from optimizer.cli.command import command
+from optimizer.cli.options import PolicyFile, load_policy_files
+from optimizer.cli.output import terminal_width
 
 
 def add_to(app: typer.Typer) -> None:
@@ -16,6 +18,7 @@ def add_to(app: typer.Typer) -> None:
         "policies",
         examples=(
             "optimizer policies",
+            "optimizer policies --policy-file mine.py",
             "optimizer simulate trace.csv --engine llama3.1-8b@h200 --policy srpt",
         ),
     )(policies)
@@ -26,18 +29,26 @@ def add_to(app: typer.Typer) -> None:
     )(engines)
 
 
-def policies() -> None:
+def policies(policy_file: PolicyFile = None) -> None:
     """List the scheduling policies: a line on each, and its options with their defaults."""
-    from optimizer.policies import describe, options_of, policy_names
+    from optimizer.policies import options_of, policy_names
     from optimizer.report.table import two_columns
 
+    load_policy_files(policy_file)
     lines = []
     for name in policy_names():
-        lines.append((name, describe(name)))
+        lines.append((name, _first_line(name)))
         given = ", ".join(f"{option}={default}" for option, default in options_of(name).items())
         if given:
             lines.append(("", f"  --policy-option {given}"))
-    print(two_columns(lines))
+    print(two_columns(lines, terminal_width()))
+
+
+def _first_line(name: str) -> str:
+    from optimizer.policies import describe
+    from optimizer.policies.base import policy_class
+
+    return describe(name) if (policy_class(name).__doc__ or "").strip() else "(its class has no docstring)"
 
 
 def engines(
@@ -51,12 +62,12 @@ def engines(
     the specifications (roofline).
     """
     from optimizer.capacity import engine, list_engines, list_gpus, list_llms
-    from optimizer.report.table import Column, Table
+    from optimizer.report.table import Column, Table, two_columns
 
     cards = [engine(name) for name in list_engines()]
     rows = [
         {"name": e.name, "origin": e.origin, "kv": e.kv_tokens, "budget": e.max_num_batched_tokens,
-         "seats": e.max_num_seqs, "source": e.source[:60]}
+         "seats": e.max_num_seqs, "source": e.source}
         for e in cards
     ]  # fmt: skip
     columns = (
@@ -65,4 +76,5 @@ def engines(
     )  # fmt: skip
     print(Table(columns, rows).plain())
     if models:
-        print(f"\nLLMs: {', '.join(list_llms())}\n\nGPUs: {', '.join(list_gpus())}")
+        names = [("LLMs", ", ".join(list_llms())), ("GPUs", ", ".join(list_gpus()))]
+        print("\n" + two_columns(names, terminal_width()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +14,20 @@ from optimizer.errors import InputError
 
 _MOST = 10**9
 _WORKLOAD, _ENGINE, _POLICY = "Requests", "Engine", "Policy and measure"
+
+
+def whole(least: int, most: int = _MOST) -> Callable[[int | None], int | None]:
+    """Give a callback that refuses numbers out of a range.
+
+    In place of `min` and `max`, which typer spells out in the help, where there is no room.
+    """
+
+    def check(value: int | None) -> int | None:
+        if value is not None and not least <= value <= most:
+            raise typer.BadParameter(f"{value} is not in the range from {least} to {most}.")
+        return value
+
+    return check
 
 
 def _finite(value: float | None) -> float | None:
@@ -38,7 +52,10 @@ Trace = Annotated[
     ),
 ]
 Seed = Annotated[
-    int, typer.Option("--seed", min=0, max=_MOST, help="Seed of all that is drawn.", rich_help_panel=_POLICY)
+    int,
+    typer.Option(
+        "--seed", callback=whole(0), metavar="N", help="Seed of all that is drawn.", rich_help_panel=_POLICY
+    ),
 ]
 OutFolder = Annotated[
     Path | None,
@@ -55,6 +72,20 @@ PolicyOption = Annotated[
         "With several policies, NAME.KEY=VALUE is for one of them.",
     ),
 ]  # fmt: skip
+PolicyFile = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--policy-file", metavar="FILE.py", rich_help_panel=_POLICY,
+        help='A Python file of yours, which is executed and registers policies with @register("name"); '
+        "may be given again.",
+    ),
+]  # fmt: skip
+Check = Annotated[
+    bool,
+    typer.Option("--check", rich_help_panel=_POLICY,
+                 help="Have each schedule judged by the independent checker (optimizer check); takes about as long as "
+                 "the simulation."),
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -70,6 +101,12 @@ class WorkloadOptions:
             "llmservingsim, aibrix, compact, instance.",
         ),
     ] = None  # fmt: skip
+    hash_block_tokens: Annotated[
+        int | None,
+        typer.Option("--hash-block-tokens", callback=whole(1), metavar="TOKENS", rich_help_panel=_WORKLOAD,
+                     show_default="the format's, or the file's",
+                     help="Tokens that a prefix block hash of the file stands for."),
+    ] = None  # fmt: skip
     skip_bad_rows: Annotated[
         bool,
         typer.Option("--skip-bad-rows", rich_help_panel=_WORKLOAD,
@@ -78,12 +115,16 @@ class WorkloadOptions:
     first: Annotated[
         int,
         typer.Option(
-            "--first", min=0, max=_MOST, rich_help_panel=_WORKLOAD, help="Row to start from, from 0."
+            "--first",
+            callback=whole(0),
+            metavar="ROW",
+            rich_help_panel=_WORKLOAD,
+            help="Row to start from, counted from 0.",
         ),
     ] = 0
     count: Annotated[
         int | None,
-        typer.Option("--count", min=1, max=_MOST, rich_help_panel=_WORKLOAD, show_default="all",
+        typer.Option("--count", callback=whole(1), metavar="ROWS", rich_help_panel=_WORKLOAD, show_default="all",
                      help="Number of rows to take."),
     ] = None  # fmt: skip
     start: Annotated[
@@ -121,17 +162,17 @@ class WorkloadOptions:
     ] = None  # fmt: skip
     max_prompt: Annotated[
         int | None,
-        typer.Option("--max-prompt", min=1, max=_MOST, metavar="TOKENS", rich_help_panel=_WORKLOAD,
+        typer.Option("--max-prompt", callback=whole(1), metavar="TOKENS", rich_help_panel=_WORKLOAD,
                      help="Clip prompts to this length."),
     ] = None  # fmt: skip
     max_output: Annotated[
         int | None,
-        typer.Option("--max-output", min=1, max=_MOST, metavar="TOKENS", rich_help_panel=_WORKLOAD,
+        typer.Option("--max-output", callback=whole(1), metavar="TOKENS", rich_help_panel=_WORKLOAD,
                      help="Clip outputs to this length."),
     ] = None  # fmt: skip
     max_total: Annotated[
         int | None,
-        typer.Option("--max-total", min=2, max=_MOST, metavar="TOKENS", rich_help_panel=_WORKLOAD,
+        typer.Option("--max-total", callback=whole(2), metavar="TOKENS", rich_help_panel=_WORKLOAD,
                      help="Clip prompt plus output to this length, the prompt first."),
     ] = None  # fmt: skip
     tenant: Annotated[
@@ -149,7 +190,7 @@ class WorkloadOptions:
     ] = None  # fmt: skip
     max_output_tokens: Annotated[
         int | None,
-        typer.Option("--max-output-tokens", min=1, max=_MOST, metavar="TOKENS", rich_help_panel=_WORKLOAD,
+        typer.Option("--max-output-tokens", callback=whole(1), metavar="TOKENS", rich_help_panel=_WORKLOAD,
                      help="The cap that every client asks for (max_tokens), which policies see.",
                      show_default="as in the file; else a power of two above the longest output, at least 2048"),
     ] = None  # fmt: skip
@@ -179,22 +220,22 @@ class EngineOptions:
     ] = None  # fmt: skip
     max_num_batched_tokens: Annotated[
         int | None,
-        typer.Option("--max-num-batched-tokens", min=1, max=_MOST, metavar="TOKENS", rich_help_panel=_ENGINE,
+        typer.Option("--max-num-batched-tokens", callback=whole(1), metavar="TOKENS", rich_help_panel=_ENGINE,
                      show_default="the engine's", help="Token budget of a step."),
     ] = None  # fmt: skip
     max_num_seqs: Annotated[
         int | None,
-        typer.Option("--max-num-seqs", min=1, max=_MOST, metavar="REQUESTS", rich_help_panel=_ENGINE,
+        typer.Option("--max-num-seqs", callback=whole(1), metavar="REQUESTS", rich_help_panel=_ENGINE,
                      show_default="the engine's", help="Seats: most requests that run at once."),
     ] = None  # fmt: skip
     kv_blocks: Annotated[
         int | None,
-        typer.Option("--kv-blocks", min=1, max=_MOST, metavar="BLOCKS", rich_help_panel=_ENGINE,
+        typer.Option("--kv-blocks", callback=whole(1), metavar="BLOCKS", rich_help_panel=_ENGINE,
                      show_default="the engine's", help="Size of the KV cache."),
     ] = None  # fmt: skip
     block_tokens: Annotated[
         int | None,
-        typer.Option("--block-tokens", min=1, max=_MOST, metavar="TOKENS", rich_help_panel=_ENGINE,
+        typer.Option("--block-tokens", callback=whole(1), metavar="TOKENS", rich_help_panel=_ENGINE,
                      show_default="the engine's", help="Tokens of a KV block."),
     ] = None  # fmt: skip
     prefix_caching: Annotated[
@@ -204,26 +245,46 @@ class EngineOptions:
     ] = None  # fmt: skip
     max_model_len: Annotated[
         int | None,
-        typer.Option("--max-model-len", min=2, max=_MOST, metavar="TOKENS", rich_help_panel=_ENGINE,
+        typer.Option("--max-model-len", callback=whole(2), metavar="TOKENS", rich_help_panel=_ENGINE,
                      show_default="the engine's", help="Longest prompt plus output."),
     ] = None  # fmt: skip
 
 
-def policy_options(given: Sequence[str] | None) -> dict[str, object]:
-    """Read KEY=VALUE pairs.
+def key_values(given: Sequence[str] | None, option: str) -> dict[str, str]:
+    """Read KEY=VALUE pairs, as given with an option.
 
     Raises
     ------
     InputError
         On text without `=`, or a key that stands twice.
     """
-    read: dict[str, object] = {}
+    read: dict[str, str] = {}
     for text in given or ():
         key, equals, value = text.partition("=")
         key = key.strip().replace("-", "_") if "." not in key else key.strip()
         if not equals or not key:
-            raise InputError(f"{text!r}; expected KEY=VALUE", field="policy-option")
+            raise InputError(f"{text!r}; expected KEY=VALUE", field=option)
         if key in read:
-            raise InputError(f"{key} is given twice; give it once", field="policy-option")
+            raise InputError(f"{key} is given twice; give it once", field=option)
         read[key] = value.strip()
     return read
+
+
+def policy_options(given: Sequence[str] | None) -> dict[str, str]:
+    """Read what --policy-option was given."""
+    return key_values(given, "policy-option")
+
+
+def load_policy_files(files: Sequence[Path] | None) -> None:
+    """Load the policies of the user's files.
+
+    Raises
+    ------
+    InputError
+        If a file is wrong, or registers nothing.
+    """
+    if files:
+        from optimizer.comparison import load_policy_file
+
+        for file in files:
+            load_policy_file(file)

@@ -16,16 +16,22 @@ if TYPE_CHECKING:
     from optimizer.report.table import Table
 
 
-def show(table: Table) -> None:
-    """Print a table: in colour on a terminal, as aligned text into files and pipes."""
+def show(table: Table, all_in: str = "") -> None:
+    """Print a table: in colour and as wide as a terminal, as aligned text into files and pipes.
+
+    Columns that do not fit into a terminal are left out; `all_in` says where they are.
+    """
     if not sys.stdout.isatty():
         print(table.plain())
         return
     from rich.console import Console
 
     console = Console()
-    for part in table.rich(console.width):
-        console.print(part)
+    fitting = table.fitting(console.width)
+    console.print(fitting.rich())
+    if left := len(table.columns) - len(fitting.columns):
+        where = f"; all are in {all_in}" if all_in else ""
+        print(f"{left} more columns do not fit into {console.width} characters{where}")
 
 
 def say(text: str) -> None:

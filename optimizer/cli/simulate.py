@@ -8,18 +8,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from optimizer.cli.command import command
+from optimizer.cli.command import ANSWER_IS_NO, command
 from optimizer.cli.options import (
+    Check,
     EngineOptions,
     OutFolder,
+    PolicyFile,
     PolicyOption,
     Seed,
     WorkloadOptions,
+    load_policy_files,
     policy_options,
 )
-from optimizer.cli.output import check_outputs, make_folder, say, show, write_json
+from optimizer.cli.output import check_outputs, make_folder, say, show, terminal_width, write_json
 
 if TYPE_CHECKING:
+    from optimizer.check import CheckReport
     from optimizer.cli.workload import Workload
     from optimizer.simulator import Simulation
 
@@ -73,6 +77,7 @@ def add_to(app: typer.Typer) -> None:
             "optimizer simulate azure.csv --engine llama3.1-8b@h200 --policy sarathi --policy-option chunk_size=512",
             "optimizer simulate lengths.csv --engine llama3.1-8b@h200 --rate 20 --max-num-batched-tokens 512",
             "optimizer simulate mooncake.jsonl --engine llama3.1-70b-tp4@h100 --prefix-caching --trace-out trace.json",
+            "optimizer simulate azure.csv --engine llama3.1-8b@h200 --policy-file mine.py --policy mine --check",
             "optimizer simulate gsm8k/gsm8k-1319 --engine llama-65b-fp8@h200 --policy srpt --lengths noise:0.5",
         ),
     )(simulate)
@@ -88,7 +93,9 @@ def simulate(
                      help="Scheduling policy; optimizer policies lists them."),
     ] = "vllm-v1",
     policy_option: PolicyOption = None,
+    policy_file: PolicyFile = None,
     seed: Seed = 0,
+    check: Check = False,
     step_by_step: Annotated[
         bool,
         typer.Option("--step-by-step", rich_help_panel="Policy and measure",
@@ -112,25 +119,48 @@ def simulate(
         need_matplotlib()
         picture_kind(outputs.plot)
     options = policy_options(policy_option)
-    loaded = load(workload, engine)
+    load_policy_files(policy_file)
 
+    from optimizer.comparison.policy_files import told_with_place
+    from optimizer.errors import PolicyError
+    from optimizer.policies import make_policy
     from optimizer.simulator import simulate as run
 
-    simulation = run(loaded.instance(seed), policy, seed=seed, step_by_step=step_by_step, options=options)
-    summary = _summary(simulation, loaded, step_by_step)
+    make_policy(policy, **options)  # what is wrong here need not wait for a long file
+    loaded = load(workload, engine)
+    try:
+        simulation = run(loaded.instance(seed), policy, seed=seed, step_by_step=step_by_step, options=options)
+    except PolicyError as error:
+        raise PolicyError(told_with_place(error)) from error
+    report = _judged(simulation) if check else None
+    summary = _summary(simulation, loaded, step_by_step, report)
     # Files first: a pipe that closes early must not cost them.
     written = _write(simulation, summary, outputs, folder)
     _show(summary, loaded)
     for path in written:
         say(f"wrote {path}")
+    if report is not None and not report.ok:
+        raise typer.Exit(ANSWER_IS_NO)
 
 
-def _summary(simulation: Simulation, workload: Workload, step_by_step: bool) -> dict[str, Any]:
+def _judged(simulation: Simulation) -> CheckReport:
+    from optimizer.check import check
+
+    return check(simulation.schedule, simulation.instance)
+
+
+def _summary(
+    simulation: Simulation, workload: Workload, step_by_step: bool, report: CheckReport | None
+) -> dict[str, Any]:
+    from optimizer.comparison.policy_files import policy_file_of
     from optimizer.report.summary import peak_memory_mb, summarize
 
+    file = policy_file_of(simulation.policy)
     return {
-        **summarize(simulation),
+        **summarize(simulation, card=workload.card),
         **workload.describe(),
+        **({} if file is None else {"policy_file_sha256": file.sha256}),
+        **({} if report is None else {"check": str(report)}),
         "step_by_step": step_by_step,
         "peak_memory_mb": peak_memory_mb(),
     }
@@ -171,6 +201,7 @@ def _title(summary: dict[str, Any]) -> str:
 
 
 def _show(summary: dict[str, Any], workload: Workload) -> None:
+    from optimizer.report.card import trust, warning
     from optimizer.report.table import Column, Table, figure, two_columns
 
     s, o = summary, workload.options
@@ -178,8 +209,11 @@ def _show(summary: dict[str, Any], workload: Workload) -> None:
     levels = f"TTFT {o.ttft_slo or 0.2:g} s and TPOT {o.tpot_slo or 0.1:g} s"
     own = workload.trace.requests.ttft_slo_s is not None or workload.trace.requests.tpot_slo_s is not None
     print(_title(s), end="\n\n")
+    caution = warning(s["engine"])
     print(two_columns([
-        ("engine", f"{s['engine']['name']} ({s['engine']['origin']}): {_limits(s['limits'])}"),
+        ("engine", f"{s['engine']['name']}: {_limits(s['limits'])}"),
+        ("step times", trust(s["engine"])),
+        *([("warning", caution)] if caution else []),
         ("makespan", f"{figure(s['makespan_s'])} s"),
         ("throughput", f"{figure(s['output_tokens_per_s'])} output tokens/s, {figure(s['requests_per_s'])} requests/s"),
         ("goodput", f"{figure(s['goodput_per_s'])} requests/s ({figure(100 * (s['slo_attainment'] or 0))} % of all) within "
@@ -188,7 +222,7 @@ def _show(summary: dict[str, Any], workload: Workload) -> None:
         ("preemptions", figure(s["preemptions"])),
         ("simulation", f"{figure(s['steps'])} steps in {figure(s['loop_seconds'])} s, "
          f"{figure(None if speed is None else round(speed))} requests/s"),
-    ]), end="\n\n")  # fmt: skip
+    ], terminal_width()), end="\n\n")  # fmt: skip
     columns = (Column("name", "latency"), *(Column(k, k, "s") for k in ("mean", "p50", "p99")))
     rows = [
         {"name": name, **{k: s[f"{key}_{k}_s"] for k in ("mean", "p50", "p99")}}
@@ -196,6 +230,8 @@ def _show(summary: dict[str, Any], workload: Workload) -> None:
                           ("end to end", "e2e"))
     ]  # fmt: skip
     show(Table(columns, rows))
+    if "check" in s:
+        print(f"\ncheck: {s['check']}")
 
 
 def _limits(limits: dict[str, Any]) -> str:

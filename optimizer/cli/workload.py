@@ -13,6 +13,7 @@ from optimizer.cli.output import say
 from optimizer.errors import InputError
 
 if TYPE_CHECKING:
+    from optimizer.capacity import EngineCard
     from optimizer.problem import Engine, Instance, Requests
     from optimizer.traces import Trace
 
@@ -32,11 +33,14 @@ class Workload:
         What to make of it.
     engine
         What it runs on.
+    card
+        The engine's card, where the user gave a file; the others are in the catalogue.
     """
 
     trace: Trace
     options: WorkloadOptions
     engine: Engine
+    card: EngineCard | None = None
 
     @property
     def path(self) -> Path:
@@ -97,7 +101,7 @@ def load(options: WorkloadOptions, engine_options: EngineOptions) -> Workload:
             say(f"  line {line}: {problem}")
         if len(trace.skipped) > _MOST_LISTED:
             say(f"  and {len(trace.skipped) - _MOST_LISTED} more")
-    return Workload(trace, options, engine)
+    return Workload(trace, options, engine, _own_card(engine_options))
 
 
 def source_path(options: WorkloadOptions) -> Path:
@@ -108,16 +112,33 @@ def source_path(options: WorkloadOptions) -> Path:
 def _read(options: WorkloadOptions) -> Trace:
     from optimizer.traces import embedded, embedded_names, read_trace
 
-    path = Path(options.trace)
+    path, hashes = Path(options.trace), options.hash_block_tokens
     if not path.exists():
         names = embedded_names()
         if options.trace in names:
-            return embedded(options.trace)
+            return _without_hashes(embedded(options.trace), hashes)
         raise InputError(
             f"there is no such file, and no workload of that name in the package; it has {', '.join(names)}",
             file=options.trace,
         )
-    return read_trace(path, format=options.format, skip_bad_rows=options.skip_bad_rows)
+    trace = read_trace(
+        path, format=options.format, skip_bad_rows=options.skip_bad_rows, hash_block_tokens=hashes
+    )
+    return trace if trace.instance is None else _without_hashes(trace, hashes)
+
+
+def _without_hashes(trace: Trace, hash_block_tokens: int | None) -> Trace:
+    if hash_block_tokens is not None:
+        raise InputError("says itself what its hashes stand for, or has none; leave this out",
+                         file=str(trace.path), field="hash-block-tokens")  # fmt: skip
+    return trace
+
+
+def _own_card(o: EngineOptions) -> EngineCard | None:
+    from optimizer.capacity import engine_card
+
+    own = o.engine is not None and o.engine.endswith((".yaml", ".yml")) and Path(o.engine).is_file()
+    return engine_card(o.engine or "") if own else None
 
 
 def _contradictions(o: WorkloadOptions) -> None:

@@ -98,9 +98,7 @@ def load_policy_file(path: str | Path) -> tuple[str, ...]:
     there = _LOADED.get(resolved)
     if there is not None:
         if there.source != source:
-            raise InputError(
-                "has changed since it was loaded; start a new process", file=shown, field=_FIELD
-            )
+            raise InputError("has changed since it was loaded; start a new process", file=shown, field=_FIELD)
         return there.names
     before = set(policy_names())
     _execute(PolicyFile(resolved, source), shown)
@@ -124,6 +122,16 @@ def loaded_policy_files() -> tuple[PolicyFile, ...]:
 def policy_file_of(name: str) -> PolicyFile | None:
     """Give the file that registered a policy; None for those of the package."""
     return next((file for file in _LOADED.values() if name in file.names), None)
+
+
+def told_with_place(error: BaseException) -> str:
+    """Give the message of an error, and where in a policy file it arose, if it did in one."""
+    for cause in (error, error.__cause__):
+        for path in _LOADED:
+            line = _line(cause, path)
+            if line is not None:
+                return f"{error} ({Path(path).name}, line {line})"
+    return str(error)
 
 
 def install(file: PolicyFile) -> None:
@@ -154,11 +162,11 @@ def _told(error: BaseException) -> str:
     return f"raises {type(error).__name__}: {error}" if str(error) else f"raises {type(error).__name__}"
 
 
-def _line(error: BaseException, path: str) -> int | None:
+def _line(error: BaseException | None, path: str) -> int | None:
     """Find the innermost line of the file that took part in the error."""
     if isinstance(error, SyntaxError) and error.filename == path:
         return error.lineno or None
-    frames = traceback.extract_tb(error.__traceback__)
+    frames = traceback.extract_tb(None if error is None else error.__traceback__)
     return next((frame.lineno for frame in reversed(frames) if frame.filename == path), None)
 
 

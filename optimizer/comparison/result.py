@@ -5,30 +5,34 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from optimizer.errors import InputError
+from optimizer.report.card import trust, warning
 from optimizer.report.table import Column, Table
 
 COLUMNS = (
     Column("policy", "policy"),
-    Column("output_tokens_per_s", "output", "tok/s", "high"),
-    Column("requests_per_s", "served", "req/s", "high"),
-    Column("makespan_s", "makespan", "s", "low"),
-    Column("ttft_mean_s", "TTFT mean", "s", "low"),
-    Column("ttft_p99_s", "TTFT p99", "s", "low"),
-    Column("tpot_mean_s", "TPOT mean", "ms", "low", 1e3),
-    Column("tpot_p99_s", "TPOT p99", "ms", "low", 1e3),
-    Column("e2e_mean_s", "E2E mean", "s", "low"),
-    Column("e2e_p99_s", "E2E p99", "s", "low"),
-    Column("goodput_per_s", "goodput", "req/s", "high"),
-    Column("kv_use_mean", "KV mean", "%", None, 100),
-    Column("kv_use_peak", "KV peak", "%", None, 100),
-    Column("preemptions", "preempted", "times", None),
-    Column("requests_per_second_simulated", "simulated", "req/s", None),
+    Column("output_tokens_per_s", "output", "tok/s", "high", rank=2),
+    Column("requests_per_s", "served", "req/s", "high", rank=8),
+    Column("makespan_s", "makespan", "s", "low", rank=4),
+    Column("ttft_mean_s", "TTFT mean", "s", "low", rank=5),
+    Column("ttft_p99_s", "TTFT p99", "s", "low", rank=1),
+    Column("tpot_mean_s", "TPOT mean", "ms", "low", 1e3, rank=6),
+    Column("tpot_p99_s", "TPOT p99", "ms", "low", 1e3, rank=1),
+    Column("e2e_mean_s", "E2E mean", "s", "low", rank=1),
+    Column("e2e_p99_s", "E2E p99", "s", "low", rank=4),
+    Column("goodput_per_s", "goodput", "req/s", "high", rank=3),
+    Column("kv_use_mean", "KV mean", "%", None, 100, rank=7),
+    Column("kv_use_peak", "KV peak", "%", None, 100, rank=7),
+    Column("preemptions", "preempted", "times", None, rank=3),
+    Column("requests_per_second_simulated", "simulated", "req/s", None, rank=9),
 )
 """Latencies: TTFT is the time to the first token, TPOT that per further token, E2E that to the last one."""
+
+_MOST_LINES = 8
+"""Of the reason of a failure, in the notes."""
 
 _TIMED = ("requests_per_second_simulated", "loop_seconds")
 # Student's t, 97.5 %, by degrees of freedom; beyond the table the normal distribution's is close enough.
@@ -100,10 +104,11 @@ class Comparison:
 
     def table(self) -> Table:
         """Give the rows as a table, the best value of each column marked with a star."""
-        return Table(COLUMNS, self.rows)
+        by = sort_column(self.sort).key
+        return Table([replace(c, rank=0) if c.key == by else c for c in COLUMNS], self.rows)
 
     def notes(self) -> list[str]:
-        """Say what a reader of the table must know: stars, seeds, failures."""
+        """Say what a reader of the table must know: stars, seeds, the engine, checks, failures."""
         said = ["* best of its column"] if self.runs and "*" in self.table().plain() else []
         if len(self.seeds) > 1:
             said.append(
@@ -111,12 +116,34 @@ class Comparison:
                 if self.varies
                 else f"{len(self.seeds)} seeds, all with the same figures: arrivals, lengths and policies are fixed here"
             )
+        said += self._about_engine()
+        if self.runs and all("check" in run for run in self.runs):
+            said.append("every schedule in the table was checked and keeps all rules of the engine")
         seeds: dict[tuple[str, str], list[str]] = {}
         for failure in self.failures:
             seeds.setdefault((failure.policy, failure.reason), []).append(str(failure.seed))
         for (policy, reason), of in seeds.items():
             which = f" with seed {', '.join(of)}" if len(self.seeds) > 1 else ""
-            said.append(f"FAILED {policy}{which}: {reason}")
+            lines = reason.splitlines() or ["no reason was given"]
+            more = (
+                [f"  ({len(lines) - _MOST_LINES} more lines in table.json)"]
+                if len(lines) > _MOST_LINES
+                else []
+            )
+            said.append("\n".join([f"FAILED {policy}{which}: {lines[0]}", *lines[1:_MOST_LINES], *more]))
+        return said
+
+    def _about_engine(self) -> list[str]:
+        """Say whose step times these are, and which run went farthest beyond what they were measured on."""
+        engines = [(run["policy"], run["engine"]) for run in self.runs if "engine" in run]
+        if not engines:
+            return []
+        said = [f"step times: {engines[0][1]['name']}, {trust(engines[0][1])}"]
+        beyond = [(name, engine) for name, engine in engines if warning(engine)]
+        if beyond:
+            name, worst = max(beyond, key=lambda one: float(one[1]["beyond"]["share"]))
+            of = "" if len(self.runs) == 1 else f" of {len(self.runs)}"
+            said.append(f"warning: {len(beyond)}{of} runs went {warning(worst)} (here {name}, the farthest)")
         return said
 
     def __str__(self) -> str:

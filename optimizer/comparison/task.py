@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from optimizer.capacity import EngineCard
+from optimizer.comparison.policy_files import told_with_place
 from optimizer.errors import OptimizerError
 from optimizer.policies import Policy
 from optimizer.problem import Instance
@@ -76,7 +77,7 @@ def execute(task: Task, instance: Instance) -> Outcome:
             summary["check"] = str(report)
         return Outcome(summary)
     except OptimizerError as error:
-        return Outcome(None, str(error))
+        return Outcome(None, told_with_place(error))
     except MemoryError:
         return Outcome(None, "the memory was used up")
     except Exception as error:

@@ -73,6 +73,11 @@ class Policy:
     def finished(self, state: EngineState, request: int) -> None:
         """Learn that a request is done: its length is known now (`state.generated`)."""
 
+    @classmethod
+    def hears_finishes(cls) -> bool:
+        """Say whether a subclass has a `finished` of its own."""
+        return cls.finished is not Policy.finished
+
 
 P = TypeVar("P", bound=type[Policy])
 _REGISTRY: dict[str, type[Policy]] = {}

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right, insort
+from bisect import bisect_left, insort
 from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from optimizer.policies.base import Policy, register
-from optimizer.policies.peak import future_peak
 from optimizer.simulator.state import EngineState
+
+Futures = NDArray[np.float64]
+"""Guesses, shape (2, futures, requests): tokens held now, and tokens still to come."""
 
 
 @register("lightllm")
@@ -41,6 +44,7 @@ class LightLLM(Policy):
     def start(self, state: EngineState) -> None:
         """Start counting steps."""
         self._last_try = 0
+        self._longest_cap = max(state.cap)
 
     def step(self, state: EngineState) -> None:
         """Compose the next step."""
@@ -62,7 +66,7 @@ class LightLLM(Policy):
 
     def _start_prompts(self, s: EngineState) -> None:
         tokens = 0
-        pairs = None
+        futures = None
         while s.waiting and len(s.running) < s.max_num_seqs:
             request = s.waiting.head()
             cached = s.cached_tokens(request)
@@ -71,30 +75,65 @@ class LightLLM(Policy):
                 return
             if s.tight and s.admission_need(request, whole, cached) > s.free_blocks():
                 return
-            if pairs is None:
-                pairs = self.believed(s)
-            if not self.peak_in_bounds(s, pairs, request) and s.running:
-                return  # alone it may always run
+            if futures is not None or not self._surely_in_bounds(s, request):
+                if futures is None:
+                    futures = self.futures(s, list(s.running))
+                futures = np.concatenate((futures, self.futures(s, [request])), axis=2)
+                if s.running and largest_peak(futures) >= self.bound(s):
+                    return  # alone it may always run
             s.waiting.pop()
             s.admit(request, cached)
             s.schedule(request, whole)
             tokens += whole
 
-    def believed(self, s: EngineState) -> list[list[tuple[float, float]]]:
-        """Give one or more guesses of (tokens held, tokens still to come) of all that run."""
-        return [[self._pair(s, request) for request in s.running]]
+    def bound(self, s: EngineState) -> float:
+        """Give the tokens that the peak must stay below."""
+        return s.blocks * s.block_tokens
 
-    def peak_in_bounds(self, s: EngineState, guesses: list[list[tuple[float, float]]], request: int) -> bool:
-        """Count the request in, and say whether the peak stays in bounds."""
-        guesses[0].append(self._pair(s, request))
-        return future_peak(guesses[0]) < s.blocks
+    def _surely_in_bounds(self, s: EngineState, request: int) -> bool:
+        """Say whether the peak would stay in bounds even if all that run were as long as can be."""
+        with_it = len(s.running) + 1
+        held = s.held_tokens() + s.left[request] + sum(s.left[r] for r in s.prefilling)
+        return bool(held + with_it * (self.longest(s) + 2) < self.bound(s))
 
-    def _pair(self, s: EngineState, request: int) -> tuple[float, float]:
-        generated = s.generated(request)
-        length: float = s.cap[request]
-        if s.context_sum + s.idle_tokens < self.router_token_ratio * s.blocks:
-            length = min(length, max(1.1 * generated, self.router_max_new_tokens))
-        return s.prompt_tokens[request] + generated + 1, max(length - generated - 1, 0)
+    def longest(self, s: EngineState) -> int:
+        """Give the longest output that can be guessed."""
+        return self._longest_cap
+
+    def futures(self, s: EngineState, requests: list[int]) -> Futures:
+        """Guess how much requests hold and how much is still to come: one future, believed to be true."""
+        generated = [s.generated(request) for request in requests]
+        length = [float(s.cap[request]) for request in requests]
+        if s.held_tokens() < self.router_token_ratio * s.blocks * s.block_tokens:
+            length = [
+                min(cap, max(1.1 * out, self.router_max_new_tokens))
+                for cap, out in zip(length, generated, strict=True)
+            ]
+        return _futures(s, requests, generated, np.array([length]))
+
+
+def _futures(s: EngineState, requests: list[int], generated: list[int], lengths: Futures) -> Futures:
+    held = np.array([s.prompt_tokens[r] + out + 1 for r, out in zip(requests, generated, strict=True)], float)
+    to_come = np.maximum(lengths - np.array(generated, float) - 1, 0)
+    return np.stack((np.broadcast_to(held, to_come.shape), to_come))
+
+
+def largest_peak(futures: Futures) -> float:
+    """Give the largest peak of several futures: `future_peak` for all of them at once.
+
+    Parameters
+    ----------
+    futures
+        Shape (2, futures, requests): tokens held now, and tokens still to come.
+
+    Examples
+    --------
+    >>> float(largest_peak(np.array([[[10, 20, 5, 8]], [[5, 1, 9, 8]]], dtype=float)))
+    47.0
+    """
+    order = np.argsort(-futures[1], axis=1, kind="stable")
+    held, to_come = np.take_along_axis(futures, order[None], axis=2)
+    return float((to_come * np.arange(1, to_come.shape[1] + 1) + held.cumsum(axis=1)).max())
 
 
 @register("past-future")
@@ -129,27 +168,25 @@ class PastFuture(LightLLM):
     def finished(self, state: EngineState, request: int) -> None:
         """Remember how long it was."""
         if len(self._recent) == self.history:
-            del self._sorted[bisect_right(self._sorted, self._recent.popleft()) - 1]
+            del self._sorted[bisect_left(self._sorted, self._recent.popleft())]
         length = state.generated(request)
         self._recent.append(length)
         insort(self._sorted, length)
 
-    def believed(self, s: EngineState) -> list[list[tuple[float, float]]]:
-        """Draw several futures of all that run."""
-        return [[self._drawn(s, request) for request in s.running] for _ in range(self.samples)]
+    def longest(self, s: EngineState) -> int:
+        """Give the longest output that can be drawn."""
+        return max(self._longest_cap, self._sorted[-1])
 
-    def peak_in_bounds(self, s: EngineState, guesses: list[list[tuple[float, float]]], request: int) -> bool:
-        """Count the request in, and say whether every drawn future stays in bounds."""
-        for guess in guesses:
-            guess.append(self._drawn(s, request))
-        bound = s.blocks * (1 - self.reserve)
-        return all(future_peak(guess) < bound for guess in guesses)
+    def bound(self, s: EngineState) -> float:
+        """Give the tokens that the peak must stay below: the cache less its reserve."""
+        return super().bound(s) * (1 - self.reserve)
 
-    def _drawn(self, s: EngineState, request: int) -> tuple[float, float]:
-        generated = s.generated(request)
-        longer = bisect_right(self._sorted, generated)
-        if longer == len(self._sorted):
-            length = s.cap[request]
-        else:
-            length = self._sorted[longer + int(self._rng.random() * (len(self._sorted) - longer))]
-        return s.prompt_tokens[request] + generated + 1, max(length - generated - 1, 0)
+    def futures(self, s: EngineState, requests: list[int]) -> Futures:
+        """Draw several futures: each request as long as some recent one that was longer than it is now."""
+        generated = [s.generated(request) for request in requests]
+        recent, known = np.array(self._sorted), len(self._sorted)
+        longer = np.searchsorted(recent, generated, side="right")
+        drawn = longer + (self._rng.random((self.samples, len(requests))) * (known - longer)).astype(np.int64)
+        cap = np.array([s.cap[request] for request in requests])
+        lengths = np.where(longer < known, recent[np.minimum(drawn, known - 1)], cap)
+        return _futures(s, requests, generated, lengths.astype(float))

@@ -12,6 +12,9 @@ from optimizer.capacity import EngineCard, engine_card, list_engines
 from optimizer.problem import Engine, Schedule
 from optimizer.problem.requests import Floats
 
+_HAIR = 0.02
+"""How far beyond a range a sum may go before it counts as beyond."""
+
 _ORIGINS = {
     "estimated": "estimated from specifications, nothing was measured",
     "given": "step times as given, without a card",
@@ -45,8 +48,8 @@ def describe_engine(engine: Engine, schedule: Schedule, card: EngineCard | None 
     -------
     dict
         `name`, `origin`, `source`; `fit_error`, as on the card, or None where it states none; and
-        `beyond`, None where the card states no range, else for each sum of a step that left it `most`,
-        `covered`, and `share`, the share of busy time spent beyond.
+        `beyond`, None where the card states no range, else `share`, the share of busy time spent beyond it,
+        and `sums`, with `most` and `covered` for each sum of a step that left it by more than 2 %.
     """
     card = card or card_of(engine)
     return {
@@ -78,30 +81,32 @@ def trust(engine: Mapping[str, Any]) -> str:
 def warning(engine: Mapping[str, Any]) -> str | None:
     """Say which sums of a step left the range that the card covers; None: none did, or none is known."""
     beyond = engine.get("beyond")
-    if not beyond:
+    if not beyond or not beyond["sums"]:
         return None
     sums = ", ".join(
-        f"{name} up to {of['most']:,.0f} ({of['covered']:,.0f} covered)" for name, of in beyond.items()
+        f"{name} up to {of['most']:,.0f} ({of['covered']:,.0f} covered)"
+        for name, of in beyond["sums"].items()
     )
-    share = max(of["share"] for of in beyond.values())
-    return f"beyond what was measured: {sums}; {100 * share:.2g} % of busy time rests on extrapolation"
+    return (
+        f"beyond what was measured: {sums}; {100 * beyond['share']:.2g} % of busy time rests on extrapolation"
+    )
 
 
-def _beyond(schedule: Schedule, covers: Mapping[str, tuple[float, float]]) -> dict[str, dict[str, float]]:
+def _beyond(schedule: Schedule, covers: Mapping[str, tuple[float, float]]) -> dict[str, Any]:
     busy_s = schedule.end_s - schedule.start_s
     total_s = float(busy_s.sum())
-    found: dict[str, dict[str, float]] = {}
+    sums: dict[str, dict[str, float]] = {}
+    share = np.zeros(len(busy_s))
     first, last = _sums(schedule, last=False), _sums(schedule, last=True)
     for name, (_, covered) in covers.items():
-        if name not in last or not last[name].size or last[name].max() <= covered:
+        if name not in last or not len(busy_s) or last[name].max() <= covered * (1 + _HAIR):
             continue
+        sums[name] = {"most": float(last[name].max()), "covered": covered}
         # Within a run a sum only grows, nearly in a straight line.
         grown = last[name] - first[name]
-        share = np.clip((last[name] - covered) / np.where(grown > 0, grown, 1.0), 0.0, 1.0)
-        spent_s = float(share @ busy_s)
-        found[name] = {"most": float(last[name].max()), "covered": covered,
-                       "share": spent_s / total_s if total_s > 0 else 0.0}  # fmt: skip
-    return found
+        over = (last[name] - covered) / np.where(grown > 0, grown, 1.0)
+        share = np.maximum(share, np.clip(over, 0.0, 1.0))
+    return {"share": float(share @ busy_s) / total_s if total_s > 0 else 0.0, "sums": sums}
 
 
 def _sums(s: Schedule, *, last: bool) -> dict[str, Floats]:

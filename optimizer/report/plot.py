@@ -18,20 +18,22 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colours: told apart by everybody.
 _BLUE, _ORANGE, _GREEN, _RED, _GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
-_WINDOWS = 600
-"""Time windows across a picture; what is finer than a pixel is averaged."""
+_WINDOWS = 300
+"""Time windows across a picture; what is finer is averaged."""
 _LATENCIES = (
-    ("ttft", "Time to first token (s)"),
-    ("tpot", "Time per output token (s)"),
-    ("e2e", "End-to-end latency (s)"),
+    ("ttft", "Time to first token (s)", 1.0),
+    ("tpot", "Time per output token (ms)", 1e3),
+    ("e2e", "End-to-end latency (s)", 1.0),
 )
+_RANGES = (((5, 95), 1.4, "5 to 95 %"), ((25, 75), 4.5, "25 to 75 %"))
+"""Quantiles in per cent that a line reaches over, its width, and its name in the legend."""
 PICTURES = ("png", "pdf", "svg")
 
 
 def plot_schedule(schedule: Schedule, requests: Requests, engine: Engine, *, title: str = "") -> Figure:
     """Draw the batch, the queue and the use of the KV cache over time.
 
-    Each value is an average over a window of 1/600 of the makespan; idle time counts as 0.
+    Each value is an average over a window of 1/300 of the makespan; idle time counts as 0.
 
     Raises
     ------
@@ -50,6 +52,7 @@ def plot_schedule(schedule: Schedule, requests: Requests, engine: Engine, *, tit
     if schedule.max_num_batched_tokens is not None:
         batch.axhline(schedule.max_num_batched_tokens, color=_GREY, lw=0.8, ls="--", label="budget")
     batch.set(ylabel="Batch\n(tokens per step)", yscale="log")
+    _plain_numbers(batch.yaxis)
     queue.plot(middle, t.averages(t.running, edges), color=_GREEN, lw=1.2, label="running")
     queue.plot(middle, t.averages(t.waiting, edges), color=_RED, lw=1.2, label="waiting")
     queue.set_ylabel("Requests")
@@ -71,7 +74,7 @@ def plot_schedule(schedule: Schedule, requests: Requests, engine: Engine, *, tit
 
 
 def plot_latencies(quantiles: Mapping[str, Mapping[str, Sequence[float]]], *, title: str = "") -> Figure:
-    """Draw the cumulative distributions of TTFT, TPOT and end-to-end latency, a line per policy.
+    """Draw how TTFT, TPOT and end-to-end latency are distributed, a row per policy.
 
     Parameters
     ----------
@@ -85,22 +88,37 @@ def plot_latencies(quantiles: Mapping[str, Mapping[str, Sequence[float]]], *, ti
     InputError
         If matplotlib is not installed.
     """
-    figure = _figure((12.0, 4.6))
+    rows = len(quantiles)
+    figure = _figure((12.0, 1.6 + 0.23 * rows))
     panels = figure.subplots(1, 3, sharey=True)
-    # Ten colours, then the same ten with another dash.
-    styles = [(f"C{i % 10}", ("-", "--", ":")[i // 10 % 3]) for i in range(len(quantiles))]
-    for axes, (key, label) in zip(panels, _LATENCIES, strict=True):
-        for (policy, values), (colour, dash) in zip(quantiles.items(), styles, strict=True):
-            levels = values.get(key) or ()
-            share = np.linspace(0, 100, len(levels))
-            axes.plot(np.maximum(levels, 1e-4), share, color=colour, ls=dash, lw=1.2, label=policy)
-        axes.set(xscale="log", xlabel=label, ylim=(0, 100))
-    panels[0].set_ylabel("Requests (%)")
-    _tidy(panels)
+    for axes, (key, label, scale) in zip(panels, _LATENCIES, strict=True):
+        for row, values in enumerate(quantiles.values()):
+            if levels := values.get(key):
+                _distribution(axes, row, np.maximum(levels, 1e-6) * scale, named=row == 0)
+        axes.set(xscale="log", xlabel=label)
+        _plain_numbers(axes.xaxis)
+    panels[0].set(yticks=range(rows), yticklabels=list(quantiles), ylim=(rows - 0.4, -0.6))
+    _tidy(panels, grid="both")
+    for axes in panels:
+        axes.tick_params(axis="y", length=0)
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8)
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
     figure.suptitle(title, x=0.01, ha="left")
     return figure
+
+
+def _distribution(axes: Any, row: int, levels: Any, *, named: bool) -> None:
+    share = np.linspace(0, 100, len(levels))
+    for (low, high), width, name in _RANGES:
+        ends = np.interp((low, high), share, levels)
+        axes.plot(
+            ends, (row, row), color=_BLUE, lw=width, solid_capstyle="butt", label=name if named else None
+        )
+    for at, mark, colour, name in ((50, "o", "white", "median"), (99, "|", _RED, "99 %")):
+        style = (
+            {"mfc": colour, "mec": _BLUE, "ms": 4} if mark == "o" else {"mec": colour, "ms": 8, "mew": 1.8}
+        )
+        axes.plot(np.interp(at, share, levels), row, mark, ls="", label=name if named else None, **style)
 
 
 def save(figure: Figure, path: str | Path) -> None:
@@ -149,8 +167,20 @@ def _legend(axes: Any) -> None:
     axes.legend(loc="lower right", bbox_to_anchor=(1.0, 0.98), ncols=3, frameon=False, borderaxespad=0.1)
 
 
-def _tidy(panels: Sequence[Any]) -> None:
+def _plain_numbers(axis: Any) -> None:
+    """Label a logarithmic axis with 0.01, 1, 100; where it spans little, with 2 and 5 too, or evenly."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+    low, high = axis.get_view_interval()
+    decades = np.log10(high / low)
+    subs = (1.0,) if decades > 3 else (1.0, 2.0, 5.0)
+    axis.set_major_locator(LogLocator(subs=subs, numticks=9) if decades > 0.8 else MaxNLocator(5))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _tidy(panels: Sequence[Any], grid: str = "y") -> None:
     for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", color="#dddddd", lw=0.6)
+        axes.grid(axis=grid, color="#dddddd", lw=0.6)
         axes.set_axisbelow(True)

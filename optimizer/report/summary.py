@@ -45,9 +45,9 @@ def summarize(
     Returns
     -------
     dict
-        JSON values only. Of the keys: `engine`, by `describe_engine`; those of `Metrics.summary`; `requests_per_second_simulated`, requests
-        over `loop_seconds`, the wall time of the event loop; `quantiles`, by latency, 101 of them from the
-        least to the greatest.
+        JSON values only. Of the keys: those of `Metrics.summary`; `engine`, by `describe_engine`;
+        `requests_per_second_simulated`, requests over `loop_seconds`, the wall time of the event loop;
+        `quantiles`, by latency, 101 of them from the least to the greatest.
     """
     s, instance = simulation, simulation.instance
     loop_seconds = s.loop_seconds

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
 
 Cell = str | float | int | None
 _ABSENT = "-"
+_GAP = 3
+"""Between two columns on a terminal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,8 @@ class Column:
         Whether the highest or the lowest value is the best one; None: there is no better or worse.
     scale
         What a value is multiplied with to get the unit: 1000 shows seconds as ms.
+    rank
+        Where width is short, columns of a low rank stay.
     """
 
     key: str
@@ -35,6 +40,7 @@ class Column:
     unit: str = ""
     best: Literal["high", "low"] | None = None
     scale: float = 1.0
+    rank: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,66 +64,57 @@ class Table:
     rows: Sequence[Mapping[str, Any]]
     title: str = ""
 
-    def plain(self, width: int | None = None) -> str:
-        """Give aligned text; columns that do not fit into `width` characters go into a further block."""
-        blocks = [self._block(part) for part in self._parts(width)]
-        return "\n\n".join(([self.title] if self.title else []) + blocks)
+    def plain(self) -> str:
+        """Give aligned text."""
+        return "\n\n".join(([self.title] if self.title else []) + [self._block(self.columns)])
 
-    def rich(self, width: int) -> list[RichTable]:
-        """Give rich tables that fit into a terminal of that width, the best values in bold green."""
+    def fitting(self, width: int) -> Table:
+        """Give the table without the columns of highest rank, as far as it is wider than a terminal."""
+        wide = {c.key: max(map(len, (c.heading, c.unit, *self._cells(c)))) + _GAP for c in self.columns}
+        columns = list(self.columns)
+        while len(columns) > 2 and sum(wide[c.key] for c in columns) + 2 > width:  # rich draws an edge
+            # Of equal ranks the last goes first; what names the row stays.
+            columns.remove(max(reversed(columns[1:]), key=lambda c: c.rank))
+        return replace(self, columns=columns)
+
+    def rich(self) -> RichTable:
+        """Give a table for a terminal, the best values in bold green."""
         from rich import box
         from rich.table import Table as RichTable
 
-        made = []
-        for part in self._parts(width - 2, gap=3):  # rich pads each column and draws an edge
-            table = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, title_justify="left")
-            for number, column in enumerate(part):
-                table.add_column(
-                    f"{column.heading}\n[dim]{column.unit}[/dim]" if column.unit else column.heading,
-                    justify="left" if number == 0 else "right",
-                    no_wrap=True,
-                )
-            for cells in zip(*(self._cells(column) for column in part), strict=True):
-                table.add_row(*(f"[bold green]{c}[/bold green]" if c.endswith("*") else c for c in cells))
-            made.append(table)
-        if made and self.title:
-            made[0].title = self.title
-        return made
+        table = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, title=self.title or None,
+                          title_justify="left")  # fmt: skip
+        for number, column in enumerate(self.columns):
+            table.add_column(
+                f"{column.heading}\n[dim]{column.unit}[/dim]" if column.unit else column.heading,
+                justify="left" if number == 0 else "right",
+                no_wrap=True,
+            )
+        for cells in zip(*(self._cells(column) for column in self.columns), strict=True):
+            table.add_row(*(f"[bold green]{c}[/bold green]" if c.endswith("*") else c for c in cells))
+        return table
 
     def _cells(self, column: Column) -> list[str]:
-        best = self._best(column)
+        values = [row.get(column.key) for row in self.rows]
+        texts = [figure(value, column.scale) for value in values]
+        best = self._best(column, values, texts)
         cells = []
-        for row in self.rows:
-            value = row.get(column.key)
-            text = figure(value, column.scale)
+        for row, text in zip(self.rows, texts, strict=True):
             spread = row.get(f"{column.key}_ci")
-            if spread is not None:
-                text += f" ±{figure(spread, column.scale)}"
-            cells.append(text + "*" if value is not None and value == best else text)
+            shown = text if spread is None else f"{text} ±{figure(spread, column.scale)}"
+            cells.append(shown + "*" if text == best else shown)
         return cells
 
-    def _best(self, column: Column) -> float | None:
-        values = [row.get(column.key) for row in self.rows]
-        known: list[float] = [v for v in values if v is not None and not isinstance(v, str)]
+    @staticmethod
+    def _best(column: Column, values: Sequence[Any], texts: Sequence[str]) -> str | None:
+        """Give the best value as it is shown: what nobody can see must not make a difference."""
+        known = {
+            v: text for v, text in zip(values, texts, strict=True) if isinstance(v, int | float) and v == v
+        }
         # Where all are equal, none is best.
-        if column.best is None or len(set(known)) < 2:
+        if column.best is None or len(set(known.values())) < 2:
             return None
-        return max(known) if column.best == "high" else min(known)
-
-    def _parts(self, width: int | None, gap: int = 2) -> list[list[Column]]:
-        """Split the columns into parts that fit, each with the first column before it."""
-        if width is None:
-            return [list(self.columns)]
-        wide = [max(map(len, (c.heading, c.unit, *self._cells(c)))) + gap for c in self.columns]
-        parts: list[list[Column]] = [[self.columns[0]]]
-        used = wide[0]
-        for column, needed in zip(self.columns[1:], wide[1:], strict=True):
-            if used + needed > width and len(parts[-1]) > 1:
-                parts.append([self.columns[0]])
-                used = wide[0]
-            parts[-1].append(column)
-            used += needed
-        return parts
+        return known[max(known) if column.best == "high" else min(known)]
 
     def _block(self, columns: Sequence[Column]) -> str:
         texts = [[c.heading, c.unit, *self._cells(c)] if any(x.unit for x in columns) else
@@ -156,7 +153,21 @@ def figure(value: Cell, scale: float = 1.0) -> str:
     return f"{number:.{min(2 - math.floor(math.log10(size)), 9)}f}"
 
 
-def two_columns(pairs: Sequence[tuple[str, str]]) -> str:
-    """Align names and what they say: for lists of policies, engines, figures."""
-    wide = max((len(name) for name, _ in pairs), default=0)
-    return "\n".join(f"{name.ljust(wide)}  {text}".rstrip() for name, text in pairs)
+def two_columns(pairs: Sequence[tuple[str, str]], width: int | None = None) -> str:
+    """Align names and what they say: for lists of policies, engines, figures.
+
+    Parameters
+    ----------
+    pairs
+        Name and text; without a name the text goes on below the one before.
+    width
+        Where lines break; None: nowhere.
+    """
+    wide = max((len(name) for name, _ in pairs), default=0) + 2
+    if width is None or width < wide + 20:
+        return "\n".join(f"{name.ljust(wide)}{text}".rstrip() for name, text in pairs)
+    return "\n".join(
+        textwrap.fill(text, width, initial_indent=name.ljust(wide), subsequent_indent=" " * wide,
+                      break_long_words=False, break_on_hyphens=False)
+        for name, text in pairs
+    )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from optimizer.capacity.step_time import StepClock, steps_to_reach
 from optimizer.errors import PolicyError
-from optimizer.simulator.state import NEVER, EngineState
+from optimizer.simulator.state import NEVER, UNLIMITED, EngineState
 from optimizer.units import seconds
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ class Loop:
         self.events = 0
         self.loop_seconds = 0.0
         self._unfinished = state.size
+        self._tells_finishes = policy.hears_finishes()
+        self._most_tokens = state.token_budget if policy.has_budget else UNLIMITED
         self._preemptions_at_progress = 0
 
     def run(self) -> None:
@@ -123,10 +125,7 @@ class Loop:
         if tight or s.context_sum + s.idle_tokens + k * decoding > s.safe_tokens:
             k = s.steps_that_fit(k)
             if k == 0:
-                raise PolicyError(
-                    f"{self.policy.name} lets {decoding} requests decode at {seconds(now):.6f} s, which takes "
-                    f"{s.decode_need()} KV blocks; {s.free_blocks()} are free"
-                )
+                self._check_step(now, 0, decoding)
         end = now + first * k + growth * (k * (k - 1) // 2)
         if end > until:
             k = steps_to_reach(until - now, first, growth)
@@ -144,7 +143,7 @@ class Loop:
         """Execute a step with prompts in it, up to `hold` times; give the moment it ends."""
         s, chunks, computed, left = self.state, self.state.chunks, self.state.computed, self.state.left
         recorder = s.recorder
-        rows, run = recorder.chunks, recorder.count
+        rows, run = recorder.chunks, recorder.flushed + len(recorder.runs)
         tokens = attention = contexts = 0
         for request, n in chunks:
             c = computed[request]
@@ -154,8 +153,8 @@ class Loop:
             rows += (run, request, n, c)
         context = s.context_sum + decoding if decoding else 0
         first = self.clock.step(tokens, attention, len(chunks), contexts, decoding, context)
-        if s.tight:
-            self._check_blocks(decoding)
+        if tokens + decoding > self._most_tokens or s.tight:
+            self._check_step(now, tokens, decoding)
         k, end = 1, now + first
         if hold > 1:
             k, end = self._repeat(now, first, (tokens, attention, contexts, decoding, context), hold, until)
@@ -186,19 +185,16 @@ class Loop:
         if k == 1 or s.context_sum + s.idle_tokens + k * (tokens + decoding) > s.safe_tokens:
             return 1, now + first  # blocks may run out on the way: step by step
 
-        def time_of(j: int) -> int:
-            return step(
-                tokens,
-                attention + j * tokens * tokens,
-                1,
-                contexts + j * tokens,
-                decoding,
-                context + j * decoding,
+        more = tokens * tokens
+        growth = step(tokens, attention + more, 1, contexts + tokens, decoding, context + decoding) - first
+        while k > 2:
+            # A maximum of affine functions is convex: if the last step lies on the line, all of them do.
+            j = k - 1
+            last = step(
+                tokens, attention + j * more, 1, contexts + j * tokens, decoding, context + j * decoding
             )
-
-        growth = time_of(1) - first
-        # A maximum of affine functions is convex: if the last step lies on the line, all of them do.
-        while k > 2 and time_of(k - 1) != first + (k - 1) * growth:
+            if last == first + j * growth:
+                break
             k //= 2
         end = now + first * k + growth * (k * (k - 1) // 2)
         if end > until:
@@ -206,11 +202,19 @@ class Loop:
             end = now + first * k + growth * (k * (k - 1) // 2)
         return k, end
 
-    def _check_blocks(self, decoding: int) -> None:
+    def _check_step(self, now: int, tokens: int, decoding: int) -> None:
+        """Raise if the composed step is beyond the token budget, or takes more KV blocks than are free."""
         s = self.state
-        if s.overdrawn(decoding):
+        whom = s.chunks[0][0] if s.chunks else next(iter(s.running))
+        step = f"{self.policy.name} composed a step at {seconds(now):.6f} s, from request {s.requests.name(whom)} on,"
+        if tokens + decoding > self._most_tokens:
             raise PolicyError(
-                f"{self.policy.name} composed a step at {seconds(s.now):.6f} s that takes more KV blocks than are free"
+                f"{step} of {tokens + decoding} tokens; the token budget is {self._most_tokens}"
+            )
+        if s.pages and s.overdrawn(decoding):
+            raise PolicyError(
+                f"{step} that takes more KV blocks than there are: {decoding} decodes need {s.decode_need()}, "
+                f"and of {s.blocks} blocks {s.free_blocks()} are free; preempt, or admit less"
             )
 
     def _complete_prompt(self, request: int, now: int) -> None:
@@ -236,7 +240,8 @@ class Loop:
         del s.running[request]
         self.finish[request] = now
         self._unfinished -= 1
-        self.policy.finished(s, request)
+        if self._tells_finishes:
+            self.policy.finished(s, request)
 
     def _idle(self, now: int, until: int) -> int:
         """Nothing runs: go to the next arrival, or ask again if the policy has just thrown somebody out."""

@@ -25,13 +25,13 @@ class Recorder:
     """
 
     __slots__ = (
-        "_flushed",
         "_held",
         "_kept",
         "_opened",
         "caches",
         "chunks",
         "decodes",
+        "flushed",
         "holds",
         "preempts",
         "runs",
@@ -40,7 +40,7 @@ class Recorder:
     def __init__(self, size: int) -> None:
         self.runs: list[Run] = []
         self._kept: list[tuple[np.ndarray[Any, Any], ...]] = []
-        self._flushed = 0
+        self.flushed = 0
         self.chunks: list[int] = []
         self.decodes: list[int] = []
         self.preempts: list[int] = []
@@ -52,19 +52,19 @@ class Recorder:
     @property
     def count(self) -> int:
         """Runs noted so far: the number of the next one."""
-        return self._flushed + len(self.runs)
+        return self.flushed + len(self.runs)
 
     def joined(self, request: int) -> None:
         """Note that a request decodes from the next run on."""
-        self._opened[request] = self._flushed + len(self.runs)
-        if len(self.runs) >= _FLUSH:
-            self._flush()
+        self._opened[request] = self.flushed + len(self.runs)
 
     def left(self, request: int) -> None:
         """Note that a request decodes no more."""
-        last = self._flushed + len(self.runs) - 1
+        last = self.flushed + len(self.runs) - 1
         if self._opened[request] <= last:
             self.decodes += (request, self._opened[request], last)
+        if len(self.runs) >= _FLUSH:
+            self._flush()
 
     def preempted(self, request: int) -> None:
         """Note a preemption before the next run."""
@@ -90,7 +90,7 @@ class Recorder:
         start, end, first, *rest = zip(*self.runs, strict=True)
         times = (np.array([t / TICKS_PER_SECOND for t in c]) for c in (start, end, first))
         self._kept.append((*times, *(np.array(c, dtype=np.int64) for c in rest)))
-        self._flushed += len(self.runs)
+        self.flushed += len(self.runs)
         self.runs.clear()
 
     def schedule(

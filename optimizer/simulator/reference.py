@@ -35,6 +35,10 @@ class ReferenceState(EngineState):
         """Give the tokens that the request has in the KV cache."""
         return self.computed[request]
 
+    def held_tokens(self) -> int:
+        """Give the tokens in the KV cache, shared ones counted for each request."""
+        return sum(self.computed[request] for request in self.running)
+
     def used_blocks(self) -> int:
         """Give the KV blocks held between steps (without prefix caching)."""
         return sum(self.blocks_of(request) for request in self.running)
@@ -91,8 +95,7 @@ class ReferenceLoop(Loop):
 
     def _step(self, now: int, decoding: list[int]) -> int:
         s, chunks = self.state, list(self.state.chunks)
-        if s.pages:
-            self._check_blocks(len(decoding))
+        self._check_step(now, sum(tokens for _, tokens in chunks), len(decoding))
         if s.cache is not None:
             s.cache.take((s.decode_need() if decoding else 0) - s._taken)
         for request, tokens in chunks:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from heapq import heappop, heappush
 
+from optimizer.errors import PolicyError
 from optimizer.problem.engine import Engine
 from optimizer.problem.requests import Requests
 from optimizer.simulator.prefix_cache import PrefixCache
@@ -166,6 +167,10 @@ class EngineState:
         """Give the best guess of the request's output tokens: the estimate, or the cap where nothing is known."""
         return self.cap[request] if self.estimate is None else self.estimate[request]
 
+    def held_tokens(self) -> int:
+        """Give the tokens in the KV cache, shared ones counted for each request."""
+        return self.context_sum + self.idle_tokens
+
     def free_blocks(self) -> int:
         """Give the KV blocks that are free, less what the step being composed takes."""
         if self.cache is not None:
@@ -216,6 +221,11 @@ class EngineState:
 
     def admit(self, request: int, cached: int = 0) -> None:
         """Give a request a seat; it must have left `waiting`. Its chunks follow with `schedule`."""
+        if request in self.running or len(self.running) >= self.max_num_seqs:
+            why = "it runs already" if request in self.running else f"all {self.max_num_seqs} seats are taken"
+            raise PolicyError(
+                f"request {self.requests.name(request)} cannot be admitted at {self.now_s:.6f} s: {why}"
+            )
         self.running[request] = None
         self.prefilling.append(request)
         self._admissions += 1
@@ -230,6 +240,11 @@ class EngineState:
 
     def schedule(self, request: int, tokens: int) -> None:
         """Let an admitted request compute `tokens` tokens of its prompt in this step."""
+        if not 0 < tokens <= self.left[request] or request not in self.running:
+            raise PolicyError(
+                f"a chunk of {tokens} tokens for request {self.requests.name(request)} at {self.now_s:.6f} s: it has "
+                f"{self.left[request]} left and is {'' if request in self.running else 'not '}admitted"
+            )
         if self.tight:
             if self.cache is not None:
                 self.publish_decoded()
@@ -326,8 +341,9 @@ class EngineState:
 
     def pop_finished(self) -> list[int]:
         """Take the requests that finish now out of the decoding ones, in order of admission."""
-        self._took = False
-        self.publish_decoded()
+        if self.cache is not None:
+            self._took = False
+            self.publish_decoded()
         heap, size, clock, finish = self.finish_heap, self.size, self.clock, self._finish
         done = []
         while heap:
@@ -338,7 +354,7 @@ class EngineState:
                 break
             else:
                 heappop(heap)
-                self.computed[request] = self.context(request)
+                self.computed[request] = self.prompt_tokens[request] + self._generated[request] + clock - 1
                 self._leave(request)
                 done.append(request)
         self.next_end = heap[0] // size if heap else UNLIMITED

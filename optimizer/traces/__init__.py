@@ -6,6 +6,7 @@ from optimizer.traces.formats import FORMATS as FORMATS
 from optimizer.traces.formats import detect_format as detect_format
 from optimizer.traces.formats import read_trace as read_trace
 from optimizer.traces.generators import families as families
+from optimizer.traces.generators import family_options as family_options
 from optimizer.traces.generators import generate as generate
 from optimizer.traces.shape import clip_lengths as clip_lengths
 from optimizer.traces.shape import draw_arrivals as draw_arrivals

@@ -36,6 +36,29 @@ def families() -> dict[str, str]:
     return {name: (law.__doc__ or "").partition("\n")[0] for name, law in _LAWS.items()}
 
 
+def family_options(family: str) -> dict[str, int | float]:
+    """Give the options of a family with their defaults; its law's docstring says what they do.
+
+    Raises
+    ------
+    InputError
+        If there is no such family.
+
+    Examples
+    --------
+    >>> family_options("mixed-long")
+    {'long_share': 0.3, 'shortest': 2048, 'longest': 8192}
+    """
+    parameters = list(inspect.signature(_law(family)).parameters.values())[2:]
+    return {parameter.name: parameter.default for parameter in parameters}
+
+
+def _law(family: str) -> Law:
+    if family not in _LAWS:
+        raise InputError(f"{family!r} is no family; expected one of {', '.join(_LAWS)}", field="family")
+    return _LAWS[family]
+
+
 def generate(
     family: str, n: int, seed: int, *, rate: float | None = None, cv: float | None = None, **options: Any
 ) -> Requests:
@@ -70,13 +93,11 @@ def generate(
     >>> len(r), float(r.arrival_s[0])
     (3, 0.0)
     """
-    law = _LAWS.get(family)
-    if law is None:
-        raise InputError(f"{family!r} is no family; expected one of {', '.join(_LAWS)}", field="family")
+    law = _law(family)
     for name, value, least in (("n", n, 1), ("seed", seed, 0)):
         if value < least:
             raise InputError(f"{value}; expected a whole number >= {least}", field=name)
-    accepted = list(inspect.signature(law).parameters)[2:]
+    accepted = family_options(family)
     for option in options:
         if option not in accepted:
             raise InputError(
