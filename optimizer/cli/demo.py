@@ -55,7 +55,7 @@ def demo(
         print("\n" * (number > 0) + title, flush=True)
         folder = out / instance.name
         with progress_on_terminal() as progress:
-            result = compare(instance, jobs=jobs, sort=sort, progress=progress)
+            result = compare(instance, jobs=jobs, sort=sort, check=True, progress=progress)
         for run in result.runs:
             path = run_file(folder, run["policy"], run["seed"])
             make_folder(path.parent)

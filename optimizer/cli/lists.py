@@ -61,18 +61,19 @@ def engines(
     Any <llm>[-fp8][-tp<n>]@<gpu> is an engine; without a card of its own its step times are estimated from
     the specifications (roofline).
     """
-    from optimizer.capacity import engine, list_engines, list_gpus, list_llms
+    from optimizer.capacity import engine_card, list_engines, list_gpus, list_llms
+    from optimizer.report.card import median_error
     from optimizer.report.table import Column, Table, two_columns
 
-    cards = [engine(name) for name in list_engines()]
-    rows = [
-        {"name": e.name, "origin": e.origin, "kv": e.kv_tokens, "budget": e.max_num_batched_tokens,
-         "seats": e.max_num_seqs, "source": e.source}
-        for e in cards
-    ]  # fmt: skip
+    rows = []
+    for card in (engine_card(name) for name in list_engines()):
+        e = card.engine()
+        error = median_error({regime: of.model_dump() for regime, of in card.fit_error.items()})
+        rows.append({"name": e.name, "origin": e.origin, "error": error and error[0], "kv": e.kv_tokens,
+                     "budget": e.max_num_batched_tokens, "seats": e.max_num_seqs})  # fmt: skip
     columns = (
-        Column("name", "engine"), Column("origin", "step times"), Column("kv", "KV cache", "tokens"),
-        Column("budget", "budget", "tokens"), Column("seats", "seats", "requests"),
+        Column("name", "engine"), Column("origin", "step times"), Column("error", "error", "%", scale=100),
+        Column("kv", "KV cache", "tokens"), Column("budget", "budget", "tokens"), Column("seats", "seats", "requests"),
     )  # fmt: skip
     print(Table(columns, rows).plain())
     if models:

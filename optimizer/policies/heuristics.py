@@ -124,8 +124,8 @@ class ShortestRemaining(ByKey):
             s.preempt(longest)
         super().step(s)
         s.deaf = False  # a shorter arrival can take somebody's place whenever it comes
-        if s.tight and s.waiting:
-            s.hold = 1  # and so can who waits for budget, once the blocks it needs are used up
+        if s.waiting and (s.tight or s.chunks):
+            s.hold = 1  # and so can who waits for budget, once the seat or the blocks it needs are taken
 
     def _head_lacks_room(self, s: EngineState) -> bool:
         if len(s.running) >= s.max_num_seqs:

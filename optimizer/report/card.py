@@ -70,12 +70,19 @@ def trust(engine: Mapping[str, Any]) -> str:
     'measured; median error of a step 2.5 %'
     """
     said = _ORIGINS.get(engine["origin"], engine["origin"])
-    errors = engine.get("fit_error")
-    if errors:
-        regime = "all" if "all" in errors else max(errors, key=lambda name: float(errors[name]["median"]))
-        where = "" if regime == "all" else f" ({regime})"
-        return f"{said}; median error of a step {100 * errors[regime]['median']:.2g} %{where}"
+    error = median_error(engine.get("fit_error") or {})
+    if error:
+        where = "" if error[1] == "all" else f" ({error[1]})"
+        return f"{said}; median error of a step {100 * error[0]:.2g} %{where}"
     return f"{said}; the card states no error" if engine["origin"] in ("measured", "fitted") else said
+
+
+def median_error(fit_error: Mapping[str, Mapping[str, Any]]) -> tuple[float, str] | None:
+    """Give the median error of a step and the regime that it is of: all steps, else the worst regime."""
+    if not fit_error:
+        return None
+    regime = "all" if "all" in fit_error else max(fit_error, key=lambda name: float(fit_error[name]["median"]))
+    return float(fit_error[regime]["median"]), regime
 
 
 def warning(engine: Mapping[str, Any]) -> str | None:

@@ -16,8 +16,11 @@ def pytest_addoption(parser):
 
 def golden_paths(config) -> list[Path]:
     shared = Path(os.environ.get("OPTIMIZER_SHARED", Path(__file__).parents[3] / "shared"))
-    folders = [Path(d) for d in config.getoption("--golden-dir")] or [shared / "golden" / "vllm-0.26"]
-    return sorted(path for folder in folders for path in folder.glob("*.json"))
+    own = Path(__file__).parent / "vllm-0.26"
+    folders = [Path(d) for d in config.getoption("--golden-dir")] or [own, shared / "golden" / "vllm-0.26"]
+    return [
+        path for folder in folders for path in sorted([*folder.glob("*.json"), *folder.glob("*.json.gz")])
+    ]
 
 
 def pytest_generate_tests(metafunc):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -14,7 +15,8 @@ ANSWER_TOKEN = 7
 
 
 def read_golden(path: Path) -> dict:
-    return json.loads(path.read_text())
+    packed = path.read_bytes()
+    return json.loads(gzip.decompress(packed) if path.suffix == ".gz" else packed)
 
 
 def golden_instance(golden: dict) -> Instance:

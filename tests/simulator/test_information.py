@@ -20,7 +20,7 @@ def decisions_until(schedule, moment):
     return [
         (round(step.start_s, 9), sorted(step.prefill), sorted(step.decode), sorted(step.preempted))
         for step in schedule.iterate()
-        if step.start_s < moment
+        if round(step.start_s, 9) < round(moment, 9)
     ]
 
 
