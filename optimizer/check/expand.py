@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from optimizer.problem.requests import Ints
+from optimizer.problem.columns import Ints
 
 AT_ONCE = 1 << 21
 """Things laid out in one go: some 100 MB with what is computed from them."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from optimizer.check.report import Findings, Rule
 from optimizer.problem import Instance, Schedule
-from optimizer.problem.requests import Ints
+from optimizer.problem.columns import Ints
 
 _NEVER, _UNKNOWN = -1, -2
 

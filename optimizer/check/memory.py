@@ -17,7 +17,7 @@ from optimizer.check.prefix import PrefixUse
 from optimizer.check.report import Findings, Rule
 from optimizer.check.runs import by_run, over_runs
 from optimizer.problem import Engine, Schedule
-from optimizer.problem.requests import Ints
+from optimizer.problem.columns import Ints
 
 
 def check_paged(

@@ -18,7 +18,7 @@ from optimizer.check.ledger import Ledger
 from optimizer.check.report import Findings, Rule
 from optimizer.check.runs import over_runs
 from optimizer.problem import Engine, Instance, Requests, Schedule
-from optimizer.problem.requests import Ints
+from optimizer.problem.columns import Ints
 
 _MOST_CLAIMS = 10**7
 

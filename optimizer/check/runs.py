@@ -10,7 +10,7 @@ from optimizer.capacity.step_time import StepClock
 from optimizer.check.ledger import Ledger
 from optimizer.check.report import Findings, Rule
 from optimizer.problem import Instance, Schedule
-from optimizer.problem.requests import Floats, Ints
+from optimizer.problem.columns import Floats, Ints
 from optimizer.units import seconds
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from optimizer.errors import InputError
-from optimizer.problem.requests import Floats, LengthKnowledge, Requests
+from optimizer.problem.columns import Floats
+from optimizer.problem.requests import LengthKnowledge, Requests
 
 SPELLINGS = "exact, none, bucket:TOKENS, interval:FRACTION, noise:SIGMA"
 

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from optimizer.problem.columns import Floats, Ints
 from optimizer.problem.engine import Engine
-from optimizer.problem.requests import Floats, Ints, Requests
+from optimizer.problem.requests import Requests
 from optimizer.problem.schedule import Schedule
 
 _PREEMPT, _CACHED, _CHUNK, _DECODE = range(4)

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from optimizer.problem.columns import Floats, Ints
 from optimizer.problem.engine import Engine
-from optimizer.problem.requests import Floats, Ints, Requests
+from optimizer.problem.requests import Requests
 from optimizer.problem.schedule import Schedule
 
 TTFT_SLO_S = 0.2

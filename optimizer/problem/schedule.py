@@ -11,9 +11,9 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from optimizer.errors import InputError
+from optimizer.problem.columns import Floats, Ints
 from optimizer.problem.files import written_whole
 from optimizer.problem.instance import read_json
-from optimizer.problem.requests import Floats, Ints
 
 SCHEMA = "optimizer/schedule@1"
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from optimizer.capacity import EngineCard, engine_card, list_engines
 from optimizer.problem import Engine, Schedule
-from optimizer.problem.requests import Floats
+from optimizer.problem.columns import Floats
 
 _HAIR = 0.02
 """How far beyond a range a sum may go before it counts as beyond."""
@@ -81,7 +81,9 @@ def median_error(fit_error: Mapping[str, Mapping[str, Any]]) -> tuple[float, str
     """Give the median error of a step and the regime that it is of: all steps, else the worst regime."""
     if not fit_error:
         return None
-    regime = "all" if "all" in fit_error else max(fit_error, key=lambda name: float(fit_error[name]["median"]))
+    regime = (
+        "all" if "all" in fit_error else max(fit_error, key=lambda name: float(fit_error[name]["median"]))
+    )
     return float(fit_error[regime]["median"]), regime
 
 

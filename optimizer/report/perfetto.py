@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from optimizer.problem import Engine, Requests, Schedule
+from optimizer.problem.columns import Floats, Ints
 from optimizer.problem.files import written_whole
-from optimizer.problem.requests import Floats, Ints
 from optimizer.report.timeline import Episodes, Timeline
 
 _ENGINE, _REQUESTS = 1, 2

@@ -11,7 +11,7 @@ import numpy as np
 
 from optimizer.capacity import EngineCard
 from optimizer.problem import Engine, Metrics
-from optimizer.problem.requests import Floats
+from optimizer.problem.columns import Floats
 from optimizer.report.card import describe_engine
 from optimizer.version import package_version
 

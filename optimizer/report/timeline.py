@@ -8,8 +8,8 @@ from typing import Self
 import numpy as np
 
 from optimizer.problem import Engine, Requests, Schedule
+from optimizer.problem.columns import Floats, Ints
 from optimizer.problem.kv_use import kv_tokens_by_run
-from optimizer.problem.requests import Floats, Ints
 
 
 @dataclass(frozen=True, slots=True, eq=False)

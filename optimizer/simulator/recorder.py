@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from optimizer.problem.requests import Floats
+from optimizer.problem.columns import Floats
 from optimizer.problem.schedule import Schedule
 from optimizer.units import TICKS_PER_SECOND
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from optimizer.problem.requests import Floats
+from optimizer.problem.columns import Floats
 from optimizer.traces.layout import Clock, Layout
 
 # 2023 writes naive times with seven decimals, 2024 adds +00:00, 2025 writes T and Z.

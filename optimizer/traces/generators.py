@@ -10,7 +10,7 @@ import numpy as np
 
 from optimizer.errors import InputError
 from optimizer.problem import PrefixHashes, Requests
-from optimizer.problem.requests import Ints
+from optimizer.problem.columns import Ints
 from optimizer.traces.renewal import drawn_arrivals
 
 Columns = dict[str, Any]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from optimizer.errors import InputError
 from optimizer.problem import PrefixHashes
-from optimizer.problem.requests import MOST_TOKENS, Floats, Ints
+from optimizer.problem.columns import MOST_TOKENS, Floats, Ints
 from optimizer.traces.layout import HashLayout
 from optimizer.traces.values import show
 

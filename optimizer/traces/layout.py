@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from optimizer.errors import InputError
-from optimizer.problem.requests import Floats
+from optimizer.problem.columns import Floats
 from optimizer.traces.values import numbers
 
 MOST_SECONDS = 1e10

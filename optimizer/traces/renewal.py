@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from optimizer.errors import InputError
-from optimizer.problem.requests import Floats
+from optimizer.problem.columns import Floats
 
 
 def drawn_arrivals(count: int, rate: float, cv: float, rng: np.random.Generator) -> Floats:

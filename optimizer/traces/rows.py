@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from optimizer.errors import InputError
 from optimizer.problem import LengthKnowledge, PrefixHashes, Requests
-from optimizer.problem.requests import MOST_TOKENS, Floats
+from optimizer.problem.columns import MOST_TOKENS, Floats
 from optimizer.traces.hashes import Hashes, too_many
 from optimizer.traces.layout import MOST_SECONDS, SECONDS, Clock, Layout
 from optimizer.traces.values import numbers, show

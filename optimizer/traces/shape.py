@@ -12,7 +12,7 @@ import numpy as np
 
 from optimizer.errors import InputError
 from optimizer.problem import LengthKnowledge, PrefixHashes, Requests
-from optimizer.problem.requests import Floats, Ints
+from optimizer.problem.columns import Floats, Ints
 from optimizer.traces.renewal import drawn_arrivals, need_positive
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from optimizer.problem.requests import Floats
+from optimizer.problem.columns import Floats
 
 
 def numbers(values: Sequence[Any]) -> Floats:

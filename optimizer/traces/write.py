@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from optimizer.problem import PrefixHashes, Requests
+from optimizer.problem.columns import Ints
 from optimizer.problem.files import written_whole
-from optimizer.problem.requests import Ints
 
 _COLUMNS = (
     ("id", "ids"), ("arrival_s", "arrival_s"), ("prompt_tokens", "prompt_tokens"), ("output_tokens", "output_tokens"),

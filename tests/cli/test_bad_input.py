@@ -161,6 +161,10 @@ def test_check_refuses_a_broken_instance(run, trace, tmp_path):
         (("chat", "--out", "t.csv", "--n", 0), ["--n"]),
         (("chat", "--out", "t.csv", "--rate", -2), ["rate"]),
         (("chat", "--out", "t.json", "--engine", "x@y"), ["x@y"]),
+        (("chat", "--out", "t.csv", "--option", "x"), ["KEY=VALUE"]),
+        (("chat", "--out", "t.csv", "--option", "x=1"), ["'x'", "max_tokens"]),
+        (("chat", "--out", "t.csv", "--option", "max_tokens=2.5"), ["max_tokens", "whole number"]),
+        (("mixed-long", "--out", "t.csv", "--option", "long_share=2"), ["long_share", "0 to 1"]),
     ],
 )
 def test_generate_names_what_is_wrong(run, tmp_path, arguments, words):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import time
 import pytest
 
 from optimizer.policies import Policy, base, register
+from optimizer.simulator.recorder import Recorder
 
 ENGINE = ("--engine", "llama3.1-8b@h200")
 TWO = ("--policies", "vllm-v1,vllm-v0", "--jobs", 1)
@@ -111,6 +113,47 @@ def test_sorts_by_the_figure_asked_for(run, lengths, tmp_path):
 def test_draws_the_distributions(run, trace, tmp_path):
     assert run("compare", trace, *ENGINE, *TWO, "--plot", "p.png").code == 0
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_check_makes_a_broken_schedule_its_policys_failure(run, trace, tmp_path, monkeypatch):
+    ended = run("compare", trace, *ENGINE, *TWO, "--check")
+    assert ended.code == 0
+    assert "every schedule in the table was checked" in ended.out
+    made = Recorder.schedule
+
+    def later(self, policy, *arguments):
+        schedule = made(self, policy, *arguments)
+        if policy == "vllm-v0":
+            schedule.finish_s[:] += 1.0
+        return schedule
+
+    monkeypatch.setattr(Recorder, "schedule", later)
+    ended = run("compare", trace, *ENGINE, *TWO, "--check", "--out", "broken")
+    assert ended.code == 1
+    assert "FAILED vllm-v0: its schedule breaks rules of the engine" in ended.out
+    assert "finish, run" in ended.out
+    failures = json.loads((tmp_path / "broken/table.json").read_text())["failures"]
+    assert [f["policy"] for f in failures] == ["vllm-v0"]
+    assert "no: 5 requests" in failures[0]["reason"]
+
+
+def test_what_was_not_checked_does_not_answer_a_check(run, trace):
+    run("compare", trace, *ENGINE, *TWO)
+    assert "already" not in run("compare", trace, *ENGINE, *TWO, "--check", "--resume").err
+    assert "2 of 2 runs are there already" in run("compare", trace, *ENGINE, *TWO, "--resume").err
+
+
+def test_says_whose_step_times_these_are(run, trace):
+    assert "step times: llama3.1-8b@h200, measured" in run("compare", trace, *ENGINE, *TWO).out
+
+
+def test_a_narrow_terminal_gets_the_headline_columns(run, trace, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "60")
+    out = re.sub(r"\x1b\[[0-9;]*m", "", run("compare", trace, *ENGINE, *TWO, "--sort", "kv_use_peak").out)
+    assert max(map(len, out.splitlines()[:6])) <= 60
+    assert "KV peak" in out, "what it is sorted by stays"
+    assert "more columns do not fit into 60 characters; all are in results/five/table.csv" in out
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")

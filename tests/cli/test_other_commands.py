@@ -12,7 +12,7 @@ import pytest
 
 from optimizer.policies import policy_names
 from optimizer.problem import Instance, Schedule
-from optimizer.traces import read_trace
+from optimizer.traces import families, family_options, read_trace
 
 ENGINE = ("--engine", "llama3.1-8b@h200")
 COMMANDS = ("simulate", "compare", "check", "policies", "engines", "demo", "generate")
@@ -60,6 +60,22 @@ def test_generate_writes_an_instance_or_requests(run, tmp_path):
         read_trace(tmp_path / "c.csv").requests.prompt_tokens, instance.requests.prompt_tokens
     )
     assert run("simulate", "a.json", "--json", "s.json").code == 0
+
+
+def test_generate_takes_options_of_the_family(run, tmp_path):
+    options = ("--option", "long-share=1", "--option", "shortest=100", "--option", "longest=110")
+    assert run("generate", "mixed-long", "--n", 30, *options, *ENGINE, "--out", "m.json").code == 0
+    instance = Instance.read(tmp_path / "m.json")
+    assert 100 <= instance.requests.prompt_tokens.min() <= instance.requests.prompt_tokens.max() <= 110
+    assert "long_share 1.0, shortest 100" in instance.source
+
+
+def test_the_help_of_generate_names_every_family_with_its_options(run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    text = run("generate", "--help").out
+    for family in families():
+        assert family in text
+        assert all(f"{key}={value}" in text for key, value in family_options(family).items())
 
 
 def test_version(run):

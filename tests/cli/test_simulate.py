@@ -5,7 +5,9 @@ import json
 
 import pytest
 
+from optimizer.catalogue import catalogue_path
 from optimizer.problem import Instance, Requests, Schedule
+from optimizer.simulator.recorder import Recorder
 
 ENGINE = ("--engine", "llama3.1-8b@h200")
 KEYS = {
@@ -22,7 +24,12 @@ def test_prints_figures_and_writes_summary_and_requests(run, trace, tmp_path):
     assert "\x1b[" not in ended.out, "colours are for terminals"
     summary = json.loads((tmp_path / "results/five/summary.json").read_text())
     assert summary.keys() >= KEYS
-    assert summary["engine"] == {"name": "llama3.1-8b@h200", "origin": "measured"}
+    engine = summary["engine"]
+    assert (engine["name"], engine["origin"]) == ("llama3.1-8b@h200", "measured")
+    assert engine["fit_error"]["all"]["median"] < 0.04
+    assert engine["beyond"] == {"share": 0.0, "sums": {}}
+    assert "measured; median error of a step" in ended.out
+    assert "beyond" not in ended.out
     assert summary["requests"] == summary["finished"] == 5
     assert summary["versions"].keys() == {"optimizer", "python", "numpy"}
     with (tmp_path / "results/five/requests.csv").open() as file:
@@ -147,3 +154,67 @@ def test_a_workload_of_the_package_is_found_by_its_name(run, tmp_path):
     ended = run("simulate", "gsm8k/gsm8k-1319", "--engine", "llama-65b-fp8@h200", "--json", "s.json")
     assert ended.code == 0
     assert json.loads((tmp_path / "s.json").read_text())["requests"] == 1319
+
+
+def test_says_when_a_run_leaves_what_the_engine_was_measured_on(run, tmp_path):
+    rows = "".join("20000,300\n" for _ in range(20))
+    (tmp_path / "long.csv").write_text("prompt_tokens,output_tokens\n" + rows)
+    ended = run("simulate", "long.csv", *ENGINE, "--json", "s.json")
+    beyond = json.loads((tmp_path / "s.json").read_text())["engine"]["beyond"]
+    most = beyond["sums"]["decode_context"]["most"]
+    assert 129_457 < most <= 20 * 20_300
+    assert 0.5 < beyond["share"] <= 1
+    assert f"decode_context up to {most:,.0f} (129,457 covered)" in ended.out
+
+
+@pytest.mark.parametrize(
+    ("engine", "words"),
+    [("llama3.1-70b-tp4@h100", "estimated from specifications"), ("opt-13b-tp1@a100-80-vllm", "states no error")],
+)  # fmt: skip
+def test_says_how_far_step_times_can_be_trusted(run, trace, engine, words):
+    assert words in run("simulate", trace, "--engine", engine, "--max-prompt", 50).out
+
+
+def test_a_card_of_ones_own_has_its_error_and_range(run, trace, tmp_path):
+    text = (catalogue_path("models") / "engines/llama3.1-8b@h200.yaml").read_text()
+    text = text.replace("name: llama3.1-8b@h200", "name: mine").replace("[0, 129457]", "[0, 10]")
+    (tmp_path / "mine.yaml").write_text(text)
+    for command in ("simulate", "compare"):
+        policies = () if command == "simulate" else ("--policies", "vllm-v1", "--jobs", 1)
+        ended = run(command, trace, "--engine", "mine.yaml", *policies)
+        assert "median error of a step 2.5 %" in ended.out
+        assert "(10 covered)" in ended.out
+
+
+def test_check_judges_the_schedule(run, trace, tmp_path, monkeypatch):
+    ended = run("simulate", trace, *ENGINE, "--check", "--json", "s.json")
+    assert ended.code == 0
+    assert "check: yes" in ended.out
+    assert json.loads((tmp_path / "s.json").read_text())["check"].startswith("yes")
+    _break_every_schedule(monkeypatch)
+    ended = run("simulate", trace, *ENGINE, "--check", "--json", "s.json")
+    assert ended.code == 1
+    assert "check: no" in ended.out
+    assert "finish" in json.loads((tmp_path / "s.json").read_text())["check"]
+
+
+def _break_every_schedule(monkeypatch):
+    made = Recorder.schedule
+
+    def later(self, *arguments):
+        schedule = made(self, *arguments)
+        schedule.finish_s[0] += 1.0
+        return schedule
+
+    monkeypatch.setattr(Recorder, "schedule", later)
+
+
+def test_hashes_stand_for_as_many_tokens_as_one_says(run, tmp_path):
+    line = '{"timestamp": 0, "input_length": 64, "output_length": 3, "hash_ids": [1, 2, 3, 4]}\n'
+    (tmp_path / "t.jsonl").write_text(line)
+    given = ("--format", "mooncake", "--instance-out", "i.json")
+    assert run("simulate", "t.jsonl", *ENGINE, *given, "--hash-block-tokens", 16).code == 0
+    assert Instance.read(tmp_path / "i.json").requests.prefix.block_tokens == 16
+    ended = run("simulate", "i.json", "--hash-block-tokens", 16)
+    assert (ended.code, "leave this out" in ended.err) == (2, True)
+    assert run("simulate", "gsm8k/gsm8k-1319", *ENGINE, "--hash-block-tokens", 16).code == 2

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -55,12 +56,31 @@ def test_pictures_are_drawn_and_labelled_with_units(under_pressure, tmp_path, en
     assert (tmp_path / f"p.{ending}").stat().st_size > 5000
 
 
-def test_latencies_of_many_policies_have_a_line_each(under_pressure):
+def test_latencies_of_many_policies_have_a_row_each(under_pressure):
     quantiles = summarize(under_pressure)["quantiles"]
-    figure = plot_latencies({f"policy {i}": quantiles for i in range(23)})
-    assert all("(s)" in axes.get_xlabel() for axes in figure.axes)
-    looks = {(line.get_color(), line.get_linestyle()) for line in figure.axes[0].lines}
-    assert len(looks) == 23
+    names = [f"policy {i}" for i in range(23)]
+    figure = plot_latencies(dict.fromkeys(names, quantiles))
+    assert [axes.get_xlabel()[-4:].strip() for axes in figure.axes] == ["(s)", "(ms)", "(s)"]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == names
+    medians = [line for line in figure.axes[1].lines if line.get_marker() == "o"]
+    assert len(medians) == 23
+    assert medians[0].get_xdata()[0] == pytest.approx(1e3 * quantiles["tpot"][50])
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["5 to 95 %", "25 to 75 %", "median", "99 %"]
+
+
+@pytest.mark.parametrize("factor", [1.2, 4, 30, 1e5])
+def test_labels_of_latencies_are_plain_and_do_not_overlap(factor):
+    values = {key: [0.01, 0.01 * factor] for key in ("ttft", "tpot", "e2e")}
+    figure = plot_latencies({"x": values})
+    figure.canvas.draw()
+    for axes in figure.axes:
+        low, high = axes.get_xlim()
+        labels = [t for t in axes.get_xticklabels() if t.get_text() and low <= t.get_position()[0] <= high]
+        assert 2 <= len(labels) <= 10
+        assert not any("$" in label.get_text() for label in labels)
+        boxes = sorted((label.get_window_extent() for label in labels), key=lambda box: box.x0)
+        assert all(a.x1 < b.x0 for a, b in pairwise(boxes))
 
 
 def test_latencies_without_values_are_drawn_empty():
