@@ -84,7 +84,7 @@ class EarliestDeadlineFirst(ByKey):
         """Look the levels up."""
         super().start(state)
         r = state.requests
-        nothing = [float("nan")] * state.size
+        nothing = [float("nan")] * len(state.arrival)
         self._given = nothing if r.deadline_s is None else r.deadline_s.tolist()
         self._ttft = nothing if r.ttft_slo_s is None else r.ttft_slo_s.tolist()
         self._tpot = nothing if r.tpot_slo_s is None else r.tpot_slo_s.tolist()

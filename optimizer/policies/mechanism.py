@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from optimizer.policies.base import Policy
-from optimizer.simulator.state import UNLIMITED, EngineState
+from optimizer.simulator.decoding import UNLIMITED
+from optimizer.simulator.state import EngineState
 
 
 @dataclass

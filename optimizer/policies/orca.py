@@ -54,21 +54,6 @@ class Orca(Policy):
         self.memory.give_back(request)
 
 
-def model_length(state: EngineState, max_sequence_tokens: int) -> int:
-    """Give the longest sequence that the model allows: as told, or the power of two that all requests fit in."""
-    longest = int((state.requests.prompt_tokens + state.requests.output_tokens).max())
-    if longest <= max_sequence_tokens:
-        return max_sequence_tokens
-    return state.engine.max_model_len or 1 << (longest - 1).bit_length()
-
-
-def longest_life(state: EngineState, request: int, length: int) -> int:
-    """Give the tokens that a request may need at most: the model's length, or its prompt and cap if longer."""
-    if state.requests.max_output_tokens is None:
-        return length
-    return max(length, state.prompt_tokens[request] + state.cap[request])
-
-
 def exact_length(state: EngineState, request: int, who: str) -> int:
     """Give a request's output tokens where they are known exactly.
 
@@ -89,7 +74,10 @@ def exact_length(state: EngineState, request: int, who: str) -> int:
 @register("orca-max")
 @dataclass
 class OrcaMax(Orca):
-    """Orca that reserves the longest sequence the model allows for every request."""
+    """Orca that reserves the longest sequence the model allows for every request.
+
+    That is `max_sequence_tokens`, or the engine's model length where requests may be longer.
+    """
 
     max_sequence_tokens: int = 2048
 
@@ -99,11 +87,11 @@ class OrcaMax(Orca):
     def start(self, state: EngineState) -> None:
         """Look the model's length up."""
         super().start(state)
-        self._length = model_length(state, self.max_sequence_tokens)
+        self._length = max(self.max_sequence_tokens, state.model_len)
 
     def reservation(self, state: EngineState, request: int) -> int:
         """Give the tokens to reserve."""
-        return longest_life(state, request, self._length)
+        return self._length
 
 
 @register("orca-pow2")

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from optimizer.errors import InputError
 from optimizer.policies.base import Policy, register
-from optimizer.policies.orca import longest_life, model_length
 from optimizer.simulator.reserve import Reservations
 from optimizer.simulator.state import EngineState
 from optimizer.units import ticks
@@ -35,7 +34,7 @@ class FasterTransformer(Policy):
     def start(self, state: EngineState) -> None:
         """Set up the memory."""
         self.memory = Reservations(state, contiguous=True)
-        self._length = model_length(state, self.max_sequence_tokens)
+        self._length = max(self.max_sequence_tokens, state.model_len)
         self.most = min(self.max_batch_size or state.max_num_seqs, state.max_num_seqs)
 
     def batch_size(self, state: EngineState) -> int:
@@ -50,7 +49,7 @@ class FasterTransformer(Policy):
             return
         for _ in range(self.batch_size(s)):
             request = s.waiting.head()
-            tokens = min(longest_life(s, request, self._length), self.memory.capacity)
+            tokens = min(self._length, self.memory.capacity)
             if not self.memory.fits(tokens):
                 break
             s.waiting.pop()

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from optimizer.capacity.step_time import StepClock, steps_to_reach
 from optimizer.errors import PolicyError
-from optimizer.simulator.state import NEVER, UNLIMITED, EngineState
+from optimizer.simulator.decoding import UNLIMITED
+from optimizer.simulator.state import NEVER, EngineState
 from optimizer.units import seconds
 
 if TYPE_CHECKING:
@@ -43,11 +44,11 @@ class Loop:
 
     def __init__(self, state: EngineState, policy: Policy, clock: StepClock) -> None:
         self.state, self.policy, self.clock = state, policy, clock
-        self.first_token = [-1] * state.size
-        self.finish = [-1] * state.size
+        self.first_token = [-1] * len(state.left)
+        self.finish = [-1] * len(state.left)
         self.events = 0
         self.loop_seconds = 0.0
-        self._unfinished = state.size
+        self._unfinished = len(state.left)
         self._tells_finishes = policy.hears_finishes()
         self._most_tokens = state.token_budget if policy.has_budget else UNLIMITED
         self._preemptions_at_progress = 0
@@ -112,7 +113,7 @@ class Loop:
     def _decode(self, now: int, decoding: int, hold: int, until: int, tight: bool) -> int:
         """Execute steps that only decode, until somebody finishes or may change the plan; give the end."""
         s = self.state
-        k = s.next_end - s.clock
+        k = s._next_end - s.clock
         if 0 < hold < k:
             k = hold
         context = s.context_sum + decoding
@@ -135,7 +136,7 @@ class Loop:
         s.recorder.runs.append((now, end, first, k, decoding, context, 0))
         s.clock += k
         s.context_sum += k * decoding
-        if s.clock == s.next_end:
+        if s.clock == s._next_end:
             self._finish_decodes(end)
         return end
 
@@ -165,7 +166,7 @@ class Loop:
         if decoding:
             s.clock += k
             s.context_sum += k * decoding
-            if s.clock == s.next_end:
+            if s.clock == s._next_end:
                 self._finish_decodes(end)
         for request, n in chunks:
             computed[request] += n * k
@@ -180,8 +181,8 @@ class Loop:
         s, step = self.state, self.clock.step
         tokens, attention, contexts, decoding, context = sums
         k = hold
-        if decoding and s.next_end - s.clock < k:
-            k = s.next_end - s.clock
+        if decoding and s._next_end - s.clock < k:
+            k = s._next_end - s.clock
         if k == 1 or s.context_sum + s.idle_tokens + k * (tokens + decoding) > s.safe_tokens:
             return 1, now + first  # blocks may run out on the way: step by step
 

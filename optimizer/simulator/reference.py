@@ -20,7 +20,7 @@ class ReferenceState(EngineState):
 
     def __init__(self, *given: Any, **more: Any) -> None:
         super().__init__(*given, **more)
-        self.tokens_out = [0] * self.size
+        self.tokens_out = [0] * len(self.left)
         self.decoding: dict[int, None] = {}
 
     def is_decoding(self, request: int) -> bool:

@@ -13,6 +13,7 @@ from optimizer.errors import InputError, OptimizerError, PolicyError
 from optimizer.problem import Instance, Metrics, Schedule
 from optimizer.problem.knowledge import default_cap
 from optimizer.problem.metrics import TPOT_SLO_S, TTFT_SLO_S
+from optimizer.simulator.decoding import UNLIMITED
 from optimizer.simulator.loop import Loop
 from optimizer.simulator.state import EngineState
 from optimizer.units import moment_ticks
@@ -100,8 +101,8 @@ def simulate(
     # Sharing works on blocks: with prefix caching, a system that counts by the token uses the engine's.
     block_tokens = (None if engine.prefix_caching else decider.block_tokens) or engine.block_tokens
     _check_nesting(instance, block_tokens)
-    longest = int((requests.prompt_tokens + requests.output_tokens).max())
     cap = requests.max_output_tokens
+    longest = int((requests.prompt_tokens + (requests.output_tokens if cap is None else cap)).max())
     state = (ReferenceState if step_by_step else EngineState)(
         engine,
         requests,
@@ -110,6 +111,8 @@ def simulate(
         pages=decider.pages,
         most_per_step=engine.max_num_batched_tokens + longest,
         cap=[default_cap(requests)] * len(requests) if cap is None else cap.tolist(),
+        # A power of two that holds every request: it says no more of one of them than of another.
+        model_len=min(engine.max_model_len or UNLIMITED, 1 << (longest - 1).bit_length()),
     )
     state.waiting = decider.queue(state)
     if state.safe_tokens >= 0:

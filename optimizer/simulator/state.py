@@ -1,30 +1,44 @@
-"""What a policy sees of the engine and the verbs it has; the bookkeeping that makes runs of steps cheap.
-
-All requests that decode advance together, one token per step. So none of them is touched while a run of
-steps goes by: each remembers at which value of the common decode clock it would have had no token at all,
-and everything else (its context, what it generated, when it finishes) is that number and the clock. The
-KV blocks they take in the next k steps depend only on how many of them stand at each offset within a
-block: `_offsets` counts them.
-"""
+"""What a policy sees of the engine between two steps, and the verbs it has."""
 
 from __future__ import annotations
 
-from heapq import heappop, heappush
+from dataclasses import dataclass
 
 from optimizer.errors import PolicyError
+from optimizer.problem.columns import Floats
 from optimizer.problem.engine import Engine
 from optimizer.problem.requests import Requests
+from optimizer.simulator.decoding import UNLIMITED, DecodeGroup
 from optimizer.simulator.prefix_cache import PrefixCache
 from optimizer.simulator.queues import FifoQueue, WaitingQueue
-from optimizer.simulator.recorder import Recorder
 from optimizer.units import seconds, ticks
 
-UNLIMITED = 1 << 60
 NEVER = 1 << 120
 """A moment in ticks after all others."""
 
 
-class EngineState:
+@dataclass(frozen=True, slots=True)
+class VisibleRequests:
+    """What any scheduler may know of requests, beside their prompts: all columns of `Requests` but the truth."""
+
+    ids: tuple[str, ...] | None
+    weight: Floats | None
+    deadline_s: Floats | None
+    ttft_slo_s: Floats | None
+    tpot_slo_s: Floats | None
+    tenant: tuple[str, ...] | None
+
+    @classmethod
+    def of(cls, requests: Requests) -> VisibleRequests:
+        """Leave out what is hidden."""
+        return cls(*(getattr(requests, name) for name in cls.__slots__))
+
+    def name(self, request: int) -> str:
+        """Give the id of a request, by its row."""
+        return str(request) if self.ids is None else self.ids[request]
+
+
+class EngineState(DecodeGroup):
     """The engine between two steps, as a policy sees it, and what a policy may do to it.
 
     A policy composes the next step: it appends (request, tokens) to `chunks` through `schedule`, admits,
@@ -70,14 +84,14 @@ class EngineState:
     prompt_tokens, arrival, estimate, low, high, cap
         What may be known of a request: prompt tokens, arrival in ticks, and of its output the point estimate
         (None: unknown), the interval, and the cap that the client asked for.
+    model_len
+        Longest sequence that the engine is set up for, in tokens: the same for all requests.
     """
 
     __slots__ = (
-        "_admissions", "_finish", "_generated", "_offsets", "_output", "_requeue", "_taken", "_took", "admission", "arrival",
-        "block_tokens", "blocks", "cache", "cap", "chunks", "clock", "computed", "context_sum", "deaf", "engine",
-        "estimate", "finish_heap", "held", "high", "hold", "idle_tokens", "left", "low", "max_num_seqs", "next_end", "now",
-        "num_decoding", "pages", "preemptions", "prefilling", "prompt_tokens", "recorder", "requests", "running",
-        "safe_tokens", "size", "stalled", "tight", "token_budget", "waiting", "wake",
+        "_admissions", "_taken", "_took", "arrival", "blocks", "cache", "cap", "chunks", "deaf", "estimate", "held", "high",
+        "hold", "idle_tokens", "left", "low", "max_num_seqs", "model_len", "now", "pages", "preemptions", "prefilling", "requests",
+        "running", "safe_tokens", "stalled", "tight", "token_budget", "waiting", "wake",
     )  # fmt: skip
 
     def __init__(
@@ -90,16 +104,15 @@ class EngineState:
         pages: bool = True,
         most_per_step: int,
         cap: list[int],
+        model_len: int,
     ) -> None:
-        n = self.size = len(requests)
-        self.engine, self.requests, self.arrival, self.cap = engine, requests, arrival, cap
-        self.prompt_tokens: list[int] = requests.prompt_tokens.tolist()
-        self._output: list[int] = requests.output_tokens.tolist()
+        super().__init__(requests, block_tokens)
+        self.requests = VisibleRequests.of(requests)
+        self.arrival, self.cap, self.model_len = arrival, cap, model_len
         known = requests.known
         self.estimate: list[float] | None = None if known is None else known.estimate.tolist()
         self.low: list[int] | None = None if known is None else known.low.tolist()
         self.high: list[int] | None = None if known is None else known.high.tolist()
-        self.block_tokens = block_tokens
         self.blocks = engine.kv_tokens // block_tokens
         self.token_budget, self.max_num_seqs = engine.max_num_batched_tokens, engine.max_num_seqs
         self.pages = pages
@@ -113,24 +126,14 @@ class EngineState:
         if pages:
             spare = (block_tokens - 1) * engine.max_num_seqs + most_per_step
             self.safe_tokens = -1 if self.cache else max(-1, self.blocks * block_tokens - spare)
-        self.now = self.clock = self.context_sum = self.idle_tokens = self.num_decoding = self._taken = 0
+        self.now = self.idle_tokens = self.preemptions = self._taken = self._admissions = 0
         self.running: dict[int, None] = {}
         self.prefilling: list[int] = []
         self.held: dict[int, None] = {}
         self.left = self.prompt_tokens.copy()
-        self.computed = [0] * n
-        self.admission = [0] * n
-        self._admissions = 0
-        self._generated = [0] * n
-        self._finish = [-1] * n
-        self._offsets = [0] * block_tokens
-        self.finish_heap: list[int] = []
-        self.next_end = UNLIMITED
-        self.preemptions = 0
         self.chunks: list[tuple[int, int]] = []
         self.stalled = self.deaf = self.tight = self._took = False
         self.hold, self.wake = 0, NEVER
-        self.recorder = Recorder(n)
         self.waiting: WaitingQueue = FifoQueue()
 
     # ---- what a policy may ask
@@ -143,21 +146,6 @@ class EngineState:
     def wake_at(self, moment_s: float) -> None:
         """Ask to be called again at a moment, in seconds, at the latest."""
         self.wake = ticks(moment_s)
-
-    def is_decoding(self, request: int) -> bool:
-        """Whether the request takes part in decode steps."""
-        return self._finish[request] >= 0
-
-    def generated(self, request: int) -> int:
-        """Give the output tokens that the request has so far."""
-        base = self._generated[request]
-        return base + self.clock if self._finish[request] >= 0 else base
-
-    def context(self, request: int) -> int:
-        """Give the tokens that the request has in the KV cache."""
-        if self._finish[request] >= 0:
-            return self.prompt_tokens[request] + self._generated[request] + self.clock - 1
-        return self.computed[request]
 
     def blocks_of(self, request: int) -> int:
         """Give the KV blocks that the request holds, shared ones included."""
@@ -187,17 +175,6 @@ class EngineState:
         for request in self.held:
             used -= -self.computed[request] // b
         return used
-
-    def decode_need(self, steps: int = 1) -> int:
-        """Give the blocks that the decoding requests take in the next `steps` steps."""
-        b = self.block_tokens
-        cycles, rest = divmod(steps, b)
-        need = cycles * self.num_decoding
-        if rest:
-            offsets, start = self._offsets, self.clock % b
-            end = start + rest
-            need += sum(offsets[start:end]) if end <= b else sum(offsets[start:]) + sum(offsets[: end - b])
-        return need
 
     def chunk_need(self, request: int, tokens: int) -> int:
         """Give the blocks that a chunk of an admitted request takes."""
@@ -310,28 +287,6 @@ class EngineState:
         self.hold = self._taken = 0
         self.wake = NEVER
 
-    def _join(self, request: int, generated: int) -> None:
-        """Let a request decode from the next decode step on; `generated` tokens are out."""
-        base = self._generated[request] = generated - self.clock
-        finish = self._finish[request] = self._output[request] - base
-        self._offsets[(1 - self.prompt_tokens[request] - base) % self.block_tokens] += 1
-        self.context_sum += self.prompt_tokens[request] + generated - 1
-        self.num_decoding += 1
-        heappush(self.finish_heap, finish * self.size + request)
-        if finish < self.next_end:
-            self.next_end = finish
-        self.recorder.joined(request)
-
-    def _leave(self, request: int) -> None:
-        """Take a request out of the decoding ones."""
-        base = self._generated[request]
-        self._offsets[(1 - self.prompt_tokens[request] - base) % self.block_tokens] -= 1
-        self.context_sum -= self.prompt_tokens[request] + base + self.clock - 1
-        self.num_decoding -= 1
-        self._generated[request] = base + self.clock
-        self._finish[request] = -1
-        self.recorder.left(request)
-
     def publish_decoded(self) -> None:
         """Where others may share what requests decode, make it known to the prefix cache."""
         if self.cache is not None and self.cache.shares_outputs:
@@ -344,32 +299,7 @@ class EngineState:
         if self.cache is not None:
             self._took = False
             self.publish_decoded()
-        heap, size, clock, finish = self.finish_heap, self.size, self.clock, self._finish
-        done = []
-        while heap:
-            end, request = divmod(heap[0], size)
-            if finish[request] != end:  # it was thrown out or held back since, or this is a second entry
-                heappop(heap)
-            elif end > clock:
-                break
-            else:
-                heappop(heap)
-                self.computed[request] = self.prompt_tokens[request] + self._generated[request] + clock - 1
-                self._leave(request)
-                done.append(request)
-        self.next_end = heap[0] // size if heap else UNLIMITED
-        if len(done) > 1:
-            done.sort(key=self.admission.__getitem__)
-        return done
-
-    def completed(self, request: int) -> bool:
-        """Say whether a request whose prompt is done is finished by the token of that; if not, let it decode."""
-        generated = self._generated[request] + 1
-        if generated < self._output[request]:
-            self._join(request, generated)
-            return False
-        self._generated[request] = generated
-        return True
+        return super().pop_finished()
 
     def use_decode_blocks(self, steps: int) -> None:
         """Take the blocks of decode steps from the prefix cache's pool, less what the policy put aside."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 
 import pytest
@@ -43,10 +44,8 @@ def test_the_skeleton_is_a_policy_of_twenty_lines(run, lcfs, burst, tmp_path):
     )
     assert ended.code == 0, ended.err
     assert "check: yes" in ended.out
-    finish = [
-        line.split(",")[5] for line in (tmp_path / "results/burst/requests.csv").read_text().splitlines()[1:]
-    ]
-    first, second, third = map(float, finish)
+    with (tmp_path / "results/burst/requests.csv").open() as file:
+        first, second, third = (float(row["finish_s"]) for row in csv.DictReader(file))
     assert first < third < second, "the last that came is served before the one before it"
     assert len(json.loads((tmp_path / "results/burst/summary.json").read_text())["policy_file_sha256"]) == 64
 

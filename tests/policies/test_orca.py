@@ -29,9 +29,9 @@ def test_4096_slots_hold_two_requests_of_at_most_2048(caps):
 
 
 def test_a_cap_beyond_the_length_of_the_model_is_reserved():
-    """Where prompt and cap are longer than the option says, they are what a request may need."""
+    """Where prompt and cap are longer than the option says, the model's length holds them: a power of two."""
     simulation = run([(100, 10)], "orca-max", caps=[3000])
-    assert simulation.schedule.hold_tokens.tolist() == [3100]
+    assert simulation.schedule.hold_tokens.tolist() == [4096]
 
 
 def test_requests_longer_than_the_option_raise_the_length_of_the_model():
