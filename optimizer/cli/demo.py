@@ -48,9 +48,9 @@ def demo(
     check_outputs([], folder=out, source=Path())
     failed = False
     for number, (title, instance, sort) in enumerate((
-        ("1,319 GSM8K questions at once, LLaMA-65B (fp8) on one H200: what counts is the makespan", _batch(), "makespan_s"),
+        ("1,319 GSM8K questions at once, LLaMA-65B (fp8) on one H200: what counts is the makespan", questions(), "makespan_s"),
         (f"{_CHAT_REQUESTS:,} chats at {_CHAT_RATE:g} per second, Llama-3.1-8B on one H200: what counts is latency",
-         _chats(), "e2e_mean_s"),
+         chats(), "e2e_mean_s"),
     )):  # fmt: skip
         print("\n" * (number > 0) + title, flush=True)
         folder = out / instance.name
@@ -66,7 +66,8 @@ def demo(
         raise typer.Exit(ANSWER_IS_NO)
 
 
-def _batch() -> Instance:
+def questions() -> Instance:
+    """Give the batch: all GSM8K questions at once, for an engine whose memory is scarce."""
     from optimizer.capacity import engine
     from optimizer.problem import Instance, with_knowledge
     from optimizer.traces import embedded
@@ -77,7 +78,8 @@ def _batch() -> Instance:
     )
 
 
-def _chats() -> Instance:
+def chats() -> Instance:
+    """Give the chats: shared prefixes, arriving at about the rate that the engine can just serve."""
     from optimizer.capacity import engine
     from optimizer.problem import Instance, with_knowledge
     from optimizer.traces import generate

@@ -84,11 +84,23 @@ _REGISTRY: dict[str, type[Policy]] = {}
 
 
 def register(name: str) -> Callable[[P], P]:
-    """Make a policy known by a name, for the command line and for `make_policy`."""
+    """Make a policy known by a name, for the command line and for `make_policy`.
+
+    Registering the same class again (a notebook cell run twice) replaces it.
+
+    Raises
+    ------
+    ValueError
+        If another class has the name, or an option has no default.
+    """
 
     def enter(policy: P) -> P:
-        if name in _REGISTRY:
+        other = _REGISTRY.get(name)
+        if other and (other.__module__, other.__qualname__) != (policy.__module__, policy.__qualname__):
             raise ValueError(f"two policies are called {name!r}")
+        for field in dataclasses.fields(policy):
+            if field.default is dataclasses.MISSING:
+                raise ValueError(f"option {field.name!r} of {name} has no default; give it one")
         policy.name = name
         _REGISTRY[name] = policy
         return policy
@@ -166,7 +178,7 @@ def _convert(name: str, option: str, value: Any, default: Any) -> Any:
 
 def describe(name: str) -> str:
     """Give the first line of a policy's docstring."""
-    return (policy_class(name).__doc__ or "").strip().splitlines()[0]
+    return ((policy_class(name).__doc__ or "").strip().splitlines() or [""])[0]
 
 
 def options_of(name: str) -> dict[str, Any]:

@@ -288,4 +288,6 @@ def _clipped_prefix(prefix: PrefixHashes, before: Ints, after: Ints) -> PrefixHa
     kept = np.where(after < before, np.minimum(sizes, after // prefix.block_tokens), sizes)
     starts = np.concatenate([[0], np.cumsum(kept)]).astype(np.int64)
     place = np.arange(len(prefix.ids)) - np.repeat(prefix.starts[:-1], sizes)
-    return PrefixHashes(prefix.ids[place < np.repeat(kept, sizes)], starts, prefix.block_tokens, prefix.covers_outputs)
+    return PrefixHashes(
+        prefix.ids[place < np.repeat(kept, sizes)], starts, prefix.block_tokens, prefix.covers_outputs
+    )

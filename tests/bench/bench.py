@@ -1,8 +1,8 @@
 """`make bench`, or `python -m tests.bench.bench`: how fast, against the targets and the clock of the same run.
 
 Everything is measured in fresh processes, one at a time, on one core where the system can pin. Beside each
-figure stands the clock (`clock.py`): events per second of a fixed loop of plain Python, read just before. On
-a slow or busy machine the clock is slow too; `in clock events` is what remains when that is divided out.
+figure stands the clock (`clock.py`): events per second of a fixed loop of plain Python, read before and after.
+On a slow or busy machine the clock is slow too; `in clock events` is what remains when that is divided out.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _measure(
     wanted = asked.only or PARTS
     print("writing the requests", file=sys.stderr, flush=True)
     files = sizes if "growth" in wanted else ()
-    command = [sys.executable, "-m", "tests.bench.workload", folder, str(n), *map(str, files)]
+    command = [sys.executable, "-m", "tests.bench.workload", str(folder), str(n), *map(str, files)]
     bench = Bench(
         machine,
         folder,
@@ -137,6 +137,9 @@ def _facts(machine: Machine) -> dict[str, Any]:
         "clock_least": min(machine.clock),
         "clock_most": max(machine.clock),
         "clock_readings": len(machine.clock),
+        "measured_processes": machine.runs,
+        "repeated_because_disturbed": machine.repeated,
+        "still_disturbed": machine.disturbed,
         "pinned": machine.core is not None,
         "cpu": _cpu(),
         "cores": os.cpu_count(),
@@ -157,9 +160,14 @@ def _cpu() -> str:
 def _head(facts: dict[str, Any]) -> str:
     clock = f"{facts['clock_events_per_second'] / 1e6:.2f} million events/s"
     span = f"{facts['clock_least'] / 1e6:.2f} to {facts['clock_most'] / 1e6:.2f}"
+    disturbed = (
+        f"{facts['measured_processes']} processes measured, {facts['still_disturbed']} of them while others took "
+        f"the core ({facts['repeated_because_disturbed']} runs repeated for that)"
+    )
     pinned = "one core" if facts["pinned"] else "not pinned to a core"
     return (
         f"clock of this run: {clock} (median of {facts['clock_readings']}; {span})\n"
+        f"{disturbed}\n"
         f"{facts['cpu']}, {facts['cores']} cores, {pinned}; {facts['system']}, Python {facts['python']}"
     )
 

@@ -58,9 +58,10 @@ class Bench:
         summary = self.folder / "summary.json"
         took = self.machine.run(
             [sys.executable, "-m", "optimizer", "simulate", self.folder / trace, *LIMITS, "--lengths", "exact",
-             "--policy", policy, "--out", self.folder, "--json", summary, *options]
+             "--policy", policy, "--out", self.folder, "--json", summary, *options],
+            result=summary,
         )  # fmt: skip
-        return took, json.loads(summary.read_text())
+        return took, json.loads(took.result)
 
 
 Ran = tuple[Took, dict[str, Any]]
@@ -101,12 +102,12 @@ def headline(bench: Bench, rival: Rival | None) -> list[Row]:
     ]
     if rival:
         clocks = tuple(took.clock for took, _ in theirs)
-        name = f"ai-dynamo {rival.version} ({SETTINGS})"
+        name = f"ai-dynamo {rival.version}"
         loop = Sample(tuple(requests / seconds for _, seconds in theirs), clocks)
         wall = Sample(tuple(took.wall_s for took, _ in theirs), clocks)
         peak = Sample(tuple(took.peak_mb for took, _ in theirs), clocks)
         rows += [
-            Row(f"{name}: by its own wall time", "requests/s", loop),
+            Row(f"{name}, by its own wall time ({SETTINGS})", "requests/s", loop),
             Row(f"{name}: whole process", "s", wall),
             Row(f"{name}: peak memory", "MB", peak),
             Row("times as fast as ai-dynamo: in the loop", "x", _ratio(rows[0].sample, loop), at_least=1),

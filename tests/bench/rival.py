@@ -12,7 +12,7 @@ from typing import Any
 
 from tests.bench.machine import Machine, Took
 
-SETTINGS = "offline, engine vllm, same KV blocks, seats and budget, prefix caching off, its own polynomial step times"
+SETTINGS = "dynamo.replay, offline, vllm, same blocks, seats, budget, no prefix caching, its own step times"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,7 @@ class Rival:
         report = folder / "rival.json"
         took = machine.run(
             [self.python, "-m", "dynamo.replay", trace, "--trace-format", "mooncake", "--replay-mode", "offline",
-             "--extra-engine-args", json.dumps(engine), "--report-json", report]
+             "--extra-engine-args", json.dumps(engine), "--report-json", report],
+            result=report,
         )  # fmt: skip
-        return took, json.loads(report.read_text())["wall_time_ms"] / 1000
+        return took, json.loads(took.result)["wall_time_ms"] / 1000

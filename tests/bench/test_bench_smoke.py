@@ -55,7 +55,7 @@ def test_every_measurement_runs_at_a_tiny_size(tmp_path, fake):
     assert document["clock_events_per_second"] > 0
     assert "20 of" not in done.stdout
     assert "starts, 1 of 1" in done.stderr
-    (theirs,) = (row for row in rows if row["what"].endswith("by its own wall time"))
+    (theirs,) = (row for row in rows if "by its own wall time" in row["what"])
     assert theirs["what"].startswith("ai-dynamo 1.4.2")
     assert theirs["values"] == [160.0], "20 requests in 125 ms"
 
