@@ -23,9 +23,9 @@ def test_the_code_runs_and_the_policy_keeps_the_rules(monkeypatch):
     from optimizer.policies import base
 
     monkeypatch.setattr(base, "_REGISTRY", dict(base._REGISTRY))
-    names: dict = {"__name__": "reader"}
+    names: dict = {"__name__": "__main__"}
     for block in readme.python_blocks():
-        exec(block, names)
+        exec(compile(block, "README.md", "exec", dont_inherit=True), names)
     fast = optimizer.simulate(names["instance"], "last-come-first-served")
     slow = optimizer.simulate(names["instance"], "last-come-first-served", step_by_step=True)
     assert (fast.schedule.finish_s == slow.schedule.finish_s).all()
