@@ -100,7 +100,7 @@ def register(name: str) -> Callable[[P], P]:
             raise ValueError(f"two policies are called {name!r}")
         for field in dataclasses.fields(policy):
             if field.default is dataclasses.MISSING:
-                raise ValueError(f"option {field.name!r} of {name} has no default; give it one")
+                raise ValueError(f"option {field.name!r} of {name!r} has no default; give it one")
         policy.name = name
         _REGISTRY[name] = policy
         return policy
