@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from optimizer.capacity.catalogue import gpu, list_gpus, list_llms, llm, names, near
 from optimizer.capacity.roofline import estimate
@@ -16,14 +16,10 @@ from optimizer.capacity.specifications import BYTES, Dtype
 from optimizer.capacity.yaml_files import read_model, validated
 from optimizer.catalogue import catalogue_path
 from optimizer.errors import InputError
-from optimizer.problem.engine import Engine, StepTime
+from optimizer.problem.engine import Engine, Frozen, StepTime
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class FitError(_Frozen):
+class FitError(Frozen):
     """How far the step times of a card are from the measured ones, in one regime.
 
     Attributes
@@ -42,7 +38,7 @@ class FitError(_Frozen):
     total: float
 
 
-class EngineCard(_Frozen):
+class EngineCard(Frozen):
     """What `models/engines/*.yaml` holds.
 
     Attributes
@@ -81,8 +77,8 @@ class EngineCard(_Frozen):
     max_num_seqs: int = Field(256, ge=1)
     max_model_len: int | None = Field(None, ge=2)
     prefix_caching: bool = False
-    covers: dict[str, tuple[float, float]] = {}
-    fit_error: dict[str, FitError] = {}
+    covers: dict[str, tuple[float, float]] = Field(default_factory=dict)
+    fit_error: dict[str, FitError] = Field(default_factory=dict)
     step_time: StepTime
 
     def engine(self) -> Engine:

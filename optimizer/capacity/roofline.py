@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from optimizer.capacity.geometry import kv_blocks, kv_bytes_per_token
 from optimizer.capacity.specifications import BYTES, GPU, LLM, Dtype, check_tensor_parallel
 from optimizer.capacity.yaml_files import validated
-from optimizer.problem.engine import Engine, StepPiece, StepRegime, StepTime
+from optimizer.problem.engine import Engine, Frozen, StepPiece, StepRegime, StepTime
 
 
-class Efficiency(BaseModel):
+class Efficiency(Frozen):
     """What a serving engine reaches of the data sheet.
 
     The defaults are read off the three engines measured on an H200 with vLLM 0.26: matrix products ran at 65 %
@@ -36,8 +36,6 @@ class Efficiency(BaseModel):
     host_s, host_seq_s
         The host's own time of a step and of each request in it; an asynchronous engine hides it behind the GPU.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     matrix: float = Field(0.65, gt=0, le=1)
     fp8_matrix: float = Field(0.55, gt=0, le=1)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from optimizer.errors import InputError
+from optimizer.problem.engine import Frozen
 
 Dtype = Literal["bf16", "fp16", "fp8"]
 
@@ -14,11 +15,7 @@ BYTES: dict[Dtype, int] = {"bf16": 2, "fp16": 2, "fp8": 1}
 """Bytes of one number."""
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class LLM(_Frozen):
+class LLM(Frozen):
     """The shape of a decoder-only transformer; everything about memory and work follows from it.
 
     Attributes
@@ -150,7 +147,7 @@ class LLM(_Frozen):
         return (self.parameters - tables) * BYTES[kept] + tables * 2
 
 
-class GPU(_Frozen):
+class GPU(Frozen):
     """The rates of one GPU, as the vendor states them (dense, no sparsity).
 
     Attributes

@@ -40,13 +40,8 @@ class Orca(Policy):
         s = state
         while s.waiting and len(s.running) < s.max_num_seqs:
             request = s.waiting.head()
-            tokens = min(self.reservation(s, request), self.memory.capacity)
-            if not self.memory.fits(tokens):
+            if not self.memory.start(request, self.reservation(s, request)):
                 break
-            s.waiting.pop()
-            self.memory.take(request, tokens)
-            s.admit(request)
-            s.schedule(request, s.left[request])
         s.deaf = bool(s.waiting)
 
     def finished(self, state: EngineState, request: int) -> None:

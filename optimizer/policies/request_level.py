@@ -48,14 +48,8 @@ class FasterTransformer(Policy):
         if s.running:
             return
         for _ in range(self.batch_size(s)):
-            request = s.waiting.head()
-            tokens = min(self._length, self.memory.capacity)
-            if not self.memory.fits(tokens):
+            if not self.memory.start(s.waiting.head(), self._length):
                 break
-            s.waiting.pop()
-            self.memory.take(request, tokens)
-            s.admit(request)
-            s.schedule(request, s.left[request])
         s.deaf = bool(s.chunks)
 
     def finished(self, state: EngineState, request: int) -> None:

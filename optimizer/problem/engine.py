@@ -9,11 +9,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Seconds = float
 
 
-class _Frozen(BaseModel):
+class Frozen(BaseModel):
+    """What crosses the edge: validated once, then unchangeable; unknown fields are errors."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class StepPiece(_Frozen):
+class StepPiece(Frozen):
     """One affine function of what a step computes; every coefficient in seconds per unit.
 
     Attributes
@@ -43,7 +45,7 @@ class StepPiece(_Frozen):
     per_decode_context_s: Seconds = Field(0.0, ge=0)
 
 
-class StepRegime(_Frozen):
+class StepRegime(Frozen):
     """Where a set of pieces holds: a phase, from a number of scheduled tokens on.
 
     The time of a step is the largest of the pieces of its regime: floors (reading the weights, the host's
@@ -55,7 +57,7 @@ class StepRegime(_Frozen):
     pieces: tuple[StepPiece, ...] = Field(min_length=1)
 
 
-class StepTime(_Frozen):
+class StepTime(Frozen):
     """How long a step takes: of the regimes whose phase fits, the one with the largest `min_tokens` reached.
 
     An exact phase (`prefill`, `decode`, `mixed`) wins over `any`. Every kind of step must be covered.
@@ -101,7 +103,7 @@ class StepTime(_Frozen):
         return self
 
 
-class Engine(_Frozen):
+class Engine(Frozen):
     """An LLM on one GPU or one tensor-parallel group: what limits a batch and how long a step takes.
 
     Attributes

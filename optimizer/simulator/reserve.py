@@ -49,6 +49,21 @@ class Reservations:
         self.held[request] = (offset, tokens)
         self._state.recorder.reserved(request, offset, tokens)
 
+    def start(self, request: int, tokens: int) -> bool:
+        """Reserve for the request at the head of the queue and let its whole prompt run; False: it does not fit.
+
+        Nobody gets more than all there is.
+        """
+        state = self._state
+        tokens = min(tokens, self.capacity)
+        if not self.fits(tokens):
+            return False
+        state.waiting.pop()
+        self.take(request, tokens)
+        state.admit(request)
+        state.schedule(request, state.left[request])
+        return True
+
     def give_back(self, request: int) -> None:
         """Free a reservation."""
         offset, tokens = self.held.pop(request)

@@ -61,7 +61,9 @@ def _parser() -> argparse.ArgumentParser:
         "--only", choices=PARTS, action="append", help="measure this part; may be given again"
     )
     parser.add_argument("--requests", type=_count, default=10_000, help="of the first rows; default 10,000")
-    parser.add_argument("--runs", type=_count, help="of everything; default 7 of the short and 3 of the long")
+    parser.add_argument(
+        "--runs", type=_count, help="of everything; default 7 of the short, 3 of every policy, 2 of the long"
+    )
     parser.add_argument("--core", type=int, help="the core to measure on; default: the last one")
     parser.add_argument(
         "--rival-python", type=Path, metavar="PATH", help="a Python that has ai-dynamo==1.4.2"
@@ -99,7 +101,7 @@ def _measure(
         json.loads(machine.run(command).output),
         runs=asked.runs or (3 if quick else 7),
         policy_runs=asked.runs or (1 if quick else 3),
-        growth_runs=asked.runs or (1 if quick else 3),
+        growth_runs=asked.runs or (1 if quick else 2),
         start_runs=asked.runs or (3 if quick else 7),
         growth=sizes,
     )

@@ -50,7 +50,13 @@ def test_every_measurement_runs_at_a_tiny_size(tmp_path, fake):
     names = {row["what"] for row in rows}
     assert all(value > 0 for row in rows for value in row["values"])
     assert {"vllm-v1", "past-future", "import optimizer: whole process"} <= names
-    for words in ("20 requests of", "slowest policy", "200 requests: time per request", "--help", "simulate"):
+    for words in (
+        "20 requests of",
+        "slowest policy",
+        "200 requests: loop time per request",
+        "--help",
+        "simulate",
+    ):
         assert any(words in name for name in names), words
     assert document["clock_events_per_second"] > 0
     assert "20 of" not in done.stdout
