@@ -32,7 +32,7 @@ check: venv
 	$(VENV)/bin/lint-imports
 
 bench: venv
-	$(RUN) tests/bench/bench.py
+	$(RUN) -m tests.bench.bench $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist results .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -168,7 +168,7 @@ def growth(bench: Bench) -> list[Row]:
     rows = []
     for size in bench.growth:
         speeds = _speeds(ran[size])
-        name = f"{size:,} requests"
+        name = f"{size:,} requests" + (", the same repeated" if size != base else "")
         if size != base:
             slower = Sample(tuple(cost / at_base for cost in _costs(ran[size]).values), speeds.clocks)
             rows.append(Row(f"{name}: loop time per request to that of {base:,}", "x", slower, at_most=1.2))

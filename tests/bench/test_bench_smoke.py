@@ -53,7 +53,7 @@ def test_every_measurement_runs_at_a_tiny_size(tmp_path, fake):
     for words in (
         "20 requests of",
         "slowest policy",
-        "200 requests: loop time per request",
+        "repeated: loop time per request",
         "--help",
         "simulate",
     ):

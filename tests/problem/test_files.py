@@ -34,9 +34,14 @@ def test_an_exception_leaves_the_old_file_and_no_draft(tmp_path, interruption):
     """Half of a result is worse than none: what was there before stays, also after Ctrl-C."""
     path = tmp_path / "out"
     path.write_text("old")
-    with pytest.raises(interruption), written_whole(path) as out:
-        out.write("new")
-        raise interruption
+
+    def write_half():
+        with written_whole(path) as out:
+            out.write("new")
+            raise interruption
+
+    with pytest.raises(interruption):
+        write_half()
     assert path.read_text() == "old"
     assert names(tmp_path) == ["out"]
 
