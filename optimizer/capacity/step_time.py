@@ -60,7 +60,6 @@ class StepClock:
                 (r.min_tokens, tuple(_compile(p) for p in r.pieces))
                 for r in sorted(own.values(), key=lambda r: -r.min_tokens)
             ]
-        self._decode: dict[int, tuple[Piece, ...]] = {}
         self._functions = {
             phase: [(least, _function_of(pieces)) for least, pieces in found]
             for phase, found in self._regimes.items()
@@ -101,14 +100,12 @@ class StepClock:
 
         Only pieces that can be the largest for some context, in ascending order of slope.
         """
-        found = self._decode.get(decode_seqs)
-        if found is None:
-            lines = sorted(
+        return _upper_envelope(
+            sorted(
                 (c.decode_context, c.base + c.decode_seq * decode_seqs)
                 for c in _reached(self._regimes["decode"], decode_seqs)
             )
-            found = self._decode[decode_seqs] = _upper_envelope(lines)
-        return found
+        )
 
 
 def _reached(regimes: list[tuple[int, T]], tokens: int) -> T:

@@ -104,7 +104,10 @@ class ChunkedPrefill(Policy):
             waiting.pop()
             s.admit(request, cached)
             tokens = self.chunk(s, request, budget)
-            s.schedule(request, tokens)
+            if s.tight:
+                s.schedule(request, tokens)
+            else:
+                s.chunks.append((request, tokens))
             budget -= tokens
             seats -= 1
             most -= 1

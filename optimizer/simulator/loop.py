@@ -48,6 +48,7 @@ class Loop:
         self.finish = [-1] * len(state.left)
         self.events = 0
         self.loop_seconds = 0.0
+        self._pieces: dict[int, tuple[tuple[int, int], ...]] = {}
         self._unfinished = len(state.left)
         self._tells_finishes = policy.hears_finishes()
         self._most_tokens = state.token_budget if policy.has_budget else UNLIMITED
@@ -117,7 +118,7 @@ class Loop:
         if 0 < hold < k:
             k = hold
         context = s.context_sum + decoding
-        pieces = self.clock.decode(decoding)
+        pieces = self._pieces.get(decoding) or self._pieces_of(decoding)
         if len(pieces) == 1:
             constant, slope = pieces[0]
             first, growth = constant + slope * context, slope * decoding
@@ -140,18 +141,29 @@ class Loop:
             self._finish_decodes(end)
         return end
 
+    def _pieces_of(self, decoding: int) -> tuple[tuple[int, int], ...]:
+        pieces = self._pieces[decoding] = self.clock.decode(decoding)
+        return pieces
+
     def _prefill(self, now: int, decoding: int, hold: int, until: int) -> int:
         """Execute a step with prompts in it, up to `hold` times; give the moment it ends."""
         s, chunks, computed, left = self.state, self.state.chunks, self.state.computed, self.state.left
         recorder = s.recorder
         rows, run = recorder.chunks, recorder.flushed + len(recorder.runs)
-        tokens = attention = contexts = 0
-        for request, n in chunks:
+        if len(chunks) == 1:  # as nearly always
+            request, tokens = chunks[0]
             c = computed[request]
-            tokens += n
-            attention += n * c + n * (n + 1) // 2
-            contexts += c + n
-            rows += (run, request, n, c)
+            attention = tokens * c + tokens * (tokens + 1) // 2
+            contexts = c + tokens
+            rows += (run, request, tokens, c)
+        else:
+            tokens = attention = contexts = 0
+            for request, n in chunks:
+                c = computed[request]
+                tokens += n
+                attention += n * c + n * (n + 1) // 2
+                contexts += c + n
+                rows += (run, request, n, c)
         context = s.context_sum + decoding if decoding else 0
         first = self.clock.step(tokens, attention, len(chunks), contexts, decoding, context)
         if tokens + decoding > self._most_tokens or s.tight:
@@ -230,8 +242,11 @@ class Loop:
             self._done(request, now)
 
     def _finish_decodes(self, now: int) -> None:
-        self._preemptions_at_progress = self.state.preemptions
-        for request in self.state.pop_finished():
+        s = self.state
+        self._preemptions_at_progress = s.preemptions
+        if s.cache is not None:
+            s.publish_decoded(whole_steps=True)
+        for request in s.pop_finished():
             self._done(request, now)
 
     def _done(self, request: int, now: int) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import compress, repeat
+from operator import ne, truediv
 from typing import Any
 
 import numpy as np
@@ -10,8 +13,8 @@ from optimizer.problem.columns import Floats
 from optimizer.problem.schedule import Schedule
 from optimizer.units import TICKS_PER_SECOND
 
-_FLUSH = 1 << 18
-"""Runs kept as Python tuples at most: a million requests must not become gigabytes of objects."""
+_FLUSH = 1 << 11
+"""Runs kept as Python tuples at most: few enough to be still at hand when they become arrays."""
 
 Run = tuple[int, int, int, int, int, int, int]
 _RUN = ("start_s", "end_s", "first_step_s", "steps", "decode_seqs", "decode_context", "prefill_tokens")
@@ -87,9 +90,16 @@ class Recorder:
     def _flush(self) -> None:
         if not self.runs:
             return
+        n = len(self.runs)
         start, end, first, *rest = zip(*self.runs, strict=True)
-        times = (np.array([t / TICKS_PER_SECOND for t in c]) for c in (start, end, first))
-        self._kept.append((*times, *(np.array(c, dtype=np.int64) for c in rest)))
+        end_s = _seconds(end)
+        # A run starts where the one before ends, but for idle times.
+        start_s = np.empty(n)
+        start_s[0] = start[0] / TICKS_PER_SECOND
+        start_s[1:] = end_s[:-1]
+        for i in compress(range(1, n), map(ne, start[1:], end)):
+            start_s[i] = start[i] / TICKS_PER_SECOND
+        self._kept.append((start_s, end_s, _seconds(first), *(np.fromiter(c, np.int64, n) for c in rest)))
         self.flushed += len(self.runs)
         self.runs.clear()
 
@@ -124,6 +134,10 @@ class Recorder:
             finish_s=_moments(finish),
             **tables,
         )
+
+
+def _seconds(column: Sequence[int]) -> Floats:
+    return np.fromiter(map(truediv, column, repeat(TICKS_PER_SECOND)), np.float64, len(column))
 
 
 def _moments(given: list[int]) -> Floats:

@@ -116,8 +116,7 @@ class ReferenceLoop(Loop):
         finished = [request for request in decoding if s.decode_one(request)]
         if finished:
             self._preemptions_at_progress = s.preemptions
-        s._took = False
-        s.publish_decoded()
+        s.publish_decoded(whole_steps=True)
         for request in finished:
             s._leave(request)
             self._done(request, now)

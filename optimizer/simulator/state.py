@@ -287,19 +287,16 @@ class EngineState(DecodeGroup):
         self.hold = self._taken = 0
         self.wake = NEVER
 
-    def publish_decoded(self) -> None:
-        """Where others may share what requests decode, make it known to the prefix cache."""
-        if self.cache is not None and self.cache.shares_outputs:
-            self.cache.publish_decoded(
-                [(r, self.context(r) + self._took) for r in self.running if self.is_decoding(r)]
-            )
+    def publish_decoded(self, *, whole_steps: bool = False) -> None:
+        """Where others may share what requests decode, make it known to the prefix cache.
 
-    def pop_finished(self) -> list[int]:
-        """Take the requests that finish now out of the decoding ones, in order of admission."""
-        if self.cache is not None:
-            self._took = False
-            self.publish_decoded()
-        return super().pop_finished()
+        Blocks that the step being composed will fill count once they are taken; not so between steps.
+        """
+        if self.cache is not None and self.cache.shares_outputs:
+            ahead = 0 if whole_steps else int(self._took)
+            self.cache.publish_decoded(
+                [(r, self.context(r) + ahead) for r in self.running if self.is_decoding(r)]
+            )
 
     def use_decode_blocks(self, steps: int) -> None:
         """Take the blocks of decode steps from the prefix cache's pool, less what the policy put aside."""
