@@ -1,0 +1,72 @@
+"""Which engine card stands for the engine that a run was measured on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from optimizer.capacity import engine, engine_card, list_engines, list_llms
+from optimizer.capacity.catalogue import near
+from optimizer.errors import InputError
+from optimizer.problem import Engine
+from optimizer.validation.runs import Limits
+
+_CARD_FILES = (".yaml", ".yml")
+
+
+def engine_of(limits: Limits, file: str, given: Mapping[str, str]) -> tuple[str, Engine]:
+    """Find the engine of a run: (name or path of the card, engine).
+
+    Parameters
+    ----------
+    limits
+        Of the run.
+    file
+        For messages.
+    given
+        From models to engines; it comes first.
+
+    Raises
+    ------
+    InputError
+        If no card has the model's name, or several have.
+    """
+    name = given.get(limits.model) or _card_named(limits.model, file)
+    return name, engine(name)
+
+
+def _card_named(model: str, file: str) -> str:
+    """Find the card: `llama-65b-fp8` has one of that name, `llama3.1-8b-bf16` one without its ending.
+
+    16 bits are what every engine without an ending in its name runs in; fp8 is another engine.
+    """
+    known = list_engines()
+    for name in dict.fromkeys((model.lower(), re.sub(r"-(bf16|fp16|float16|bfloat16)$", "", model.lower()))):
+        cards = [card for card in known if card.partition("@")[0] == name]
+        if len(cards) == 1:
+            return cards[0]
+        if cards:
+            problem = f"{model!r} was measured on several GPUs ({', '.join(cards)})"
+            raise InputError(f"{problem}; say --engine-for {model}={cards[0]}", file=file, field="model")
+    models = sorted({card.partition("@")[0] for card in known})
+    remedy = f"say --engine-for {model}=CARD, where CARD is an engine (optimizer engines lists them) or a .yaml file"
+    raise InputError(f"no engine card for {model!r}; {remedy}; {near(model, models)}", file=file, field="model")
+
+
+def took_part(card: str, limits: Limits) -> bool:
+    """Say whether a card states that its coefficients were fitted to a run.
+
+    Its source is the run's file, or a sentence of its notes speaks of a fit to the workload, on this LLM.
+    """
+    if not card.endswith(_CARD_FILES) and card not in list_engines():
+        return False
+    found = engine_card(card)
+    if f"run-{limits.model}-{limits.workload}" in found.source:
+        return True
+    others = [name for name in list_llms() if name != found.llm]
+    for sentence in re.split(r"[.;](?:\s|$)", found.notes):
+        names = re.findall(r"[\w.-]+\w", sentence)
+        about = limits.workload in names and not any(name.partition("@")[0] in others for name in names)
+        if about and "fitted" in names and "no part" not in sentence:
+            return True
+    return False
