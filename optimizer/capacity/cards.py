@@ -77,6 +77,7 @@ class EngineCard(Frozen):
     max_num_seqs: int = Field(256, ge=1)
     max_model_len: int | None = Field(None, ge=2)
     prefix_caching: bool = False
+    async_scheduling: bool = False
     covers: dict[str, tuple[float, float]] = Field(default_factory=dict)
     fit_error: dict[str, FitError] = Field(default_factory=dict)
     step_time: StepTime

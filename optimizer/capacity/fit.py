@@ -1,4 +1,4 @@
-"""Fits a step-time model to a step log: `python -m optimizer.capacity.fit STEPS.csv`.
+"""Fits a step-time model to a step log; `optimizer.capacity.calibrate` makes an engine card of it.
 
 Every group of steps (those that only decode; the others) gets the physical form of a step: for each regime of
 scheduled tokens a convex curve of the tokens (reading the weights, or the matrix work: the larger one), plus attention,
@@ -7,7 +7,6 @@ requests and context at rates that hold in the whole group. All of it is non-neg
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 
 from optimizer.capacity.cards import FitError
 from optimizer.capacity.least_squares import non_negative, robust_weights
-from optimizer.capacity.steplog import PHASES, WORK, Floats, StepLog, predict, read_step_log, windows
+from optimizer.capacity.steplog import PHASES, WORK, Floats, StepLog, predict, windows
 from optimizer.errors import InputError
 from optimizer.problem.engine import StepPiece, StepRegime, StepTime
 
@@ -26,6 +25,9 @@ _FIELDS = {
     "decode_seqs": "per_decode_seq_s",
     "decode_context": "per_decode_context_s",
 }
+
+_LEAST_BASE_S = 1e-6
+"""Of a step without a fixed part: few steps, all of them large, may tell none; no step takes no time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +67,31 @@ PHYSICAL = (Group("decode", pieces=3, shared=("decode_context",)), Group("any", 
 def fit_step_time(
     log: StepLog, groups: tuple[Group, ...] = PHYSICAL, *, window: int | None = None, seed: int = 0
 ) -> StepTime:
-    """Fit a step-time model by relative errors, robustly.
+    """Fit a step-time model by relative errors, robustly: `fit_regimes` of groups that cover every phase."""
+    return StepTime(regimes=fit_regimes(log, groups, window=window, seed=seed))
+
+
+def fit_regimes(
+    log: StepLog,
+    groups: tuple[Group, ...] = PHYSICAL,
+    *,
+    window: int | None = None,
+    held_out: NDArray[np.bool_] | None = None,
+    seed: int = 0,
+) -> tuple[StepRegime, ...]:
+    """Fit the regimes of a step-time model by relative errors, robustly.
 
     Parameters
     ----------
     log
         Measured steps.
     groups
-        The form; together they must cover every phase.
+        The form.
     window
         None for a synchronous log: the time of a step is `completed_s - dispatched_s`. For an
         asynchronous one the number of steps whose total is compared (see `windows`); 10 is good.
+    held_out
+        With a window: of each stretch, whether it takes no part. Steps are held out by leaving them out.
     seed
         Of the starting points of the search for pieces.
 
@@ -99,14 +115,14 @@ def fit_step_time(
             )
         rows = log.phase == group.phase if group.phase != "any" else ~np.isin(log.phase, list(exact))
         part = log if window is not None else log[rows]
-        problem = _Problem.build(part, group, window)
+        problem = _Problem.build(part, group, window, held_out)
         if len(problem.seconds) <= problem.columns:
             raise InputError(
                 f"{len(problem.seconds)} measurements of phase {group.phase!r} are too few "
                 f"for {problem.columns} coefficients; measure more, or fit fewer pieces"
             )
         regimes.extend(problem.regimes(problem.solve(seed)))
-    return StepTime(regimes=tuple(regimes))
+    return tuple(regimes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +137,16 @@ class _Problem:
     seconds: Floats
 
     @classmethod
-    def build(cls, log: StepLog, group: Group, window: int | None) -> _Problem:
+    def build(
+        cls, log: StepLog, group: Group, window: int | None, held_out: NDArray[np.bool_] | None
+    ) -> _Problem:
         names = [name for name in group.shared if name not in group.given]
         if window is None:
             rows, first, seconds = np.arange(len(log)), np.arange(len(log)), log.step_s
         else:
             start, _, seconds = windows(log, window)
+            if held_out is not None:
+                start, seconds = start[~held_out], seconds[~held_out]
             rows = (start[:, None] + np.arange(window)).ravel()
             first = np.arange(0, len(rows), window)
         work = log.work[rows]
@@ -208,6 +228,8 @@ class _Problem:
                     own["per_prefill_token_s"] = slope
                 if base or slope:
                     pieces.append(StepPiece(**{**common, **own}))
+            if not any(piece.base_s for piece in pieces) and not self.group.work_alone:
+                pieces.append(StepPiece(**{"base_s": _LEAST_BASE_S, **common}))
             found.append(StepRegime(phase=self.group.phase, min_tokens=start, pieces=tuple(pieces)))
         if self.group.work_alone:
             last = found.pop()
@@ -222,14 +244,20 @@ def split(log: StepLog, share: float = 0.2, seed: int = 0) -> tuple[StepLog, Ste
     >>> [len(part) for part in split(log)]
     [8, 2]
     """
+    out = drawn(log.workload, share, seed)
+    return log[~out], log[out]
+
+
+def drawn(workload: NDArray[np.str_], share: float = 0.2, seed: int = 0) -> NDArray[np.bool_]:
+    """Draw a share of the rows of each workload."""
     rng = np.random.default_rng(seed)
-    out = np.zeros(len(log), dtype=bool)
-    for name in np.unique(log.workload):
-        rows = np.flatnonzero(log.workload == name)
+    out = np.zeros(len(workload), dtype=bool)
+    for name in np.unique(workload):
+        rows = np.flatnonzero(workload == name)
         # Of few steps a random whole number with the right mean, so that small sweeps are judged too.
         count = int(share * len(rows) + rng.random())
         out[rng.choice(rows, count, replace=False)] = True
-    return log[~out], log[out]
+    return out
 
 
 def errors(model: StepTime, log: StepLog, window: int | None = None) -> dict[str, FitError]:
@@ -246,16 +274,17 @@ def errors(model: StepTime, log: StepLog, window: int | None = None) -> dict[str
     if window is not None:
         first, end, seconds = windows(log, window)
         until = np.concatenate([[0.0], np.cumsum(predicted)])
-        return {"all": _error(until[end] - until[first], seconds)}
+        return {"all": fit_error(until[end] - until[first], seconds)}
     found = {}
     for name in (*PHASES, "all"):
         rows = (log.phase == name) | (name == "all")
         if rows.any():
-            found[name] = _error(predicted[rows], log.step_s[rows])
+            found[name] = fit_error(predicted[rows], log.step_s[rows])
     return found
 
 
-def _error(predicted: Floats, seconds: Floats) -> FitError:
+def fit_error(predicted: Floats, seconds: Floats) -> FitError:
+    """Compare times, of steps or of stretches of steps, in seconds."""
     relative = np.abs(predicted / seconds - 1)
     return FitError(
         steps=len(seconds),
@@ -268,25 +297,3 @@ def _error(predicted: Floats, seconds: Floats) -> FitError:
 def covers(log: StepLog) -> dict[str, tuple[float, float]]:
     """Give the range of every quantity that a log has seen."""
     return {name: (float(log.work[:, k].min()), float(log.work[:, k].max())) for k, name in enumerate(WORK)}
-
-
-def main(paths: list[str]) -> None:
-    """Fit each log on four fifths of its steps and print the model and its error on the rest."""
-    if not paths:
-        raise SystemExit("usage: python -m optimizer.capacity.fit STEPS.csv ...")
-    for path in paths:
-        fitted, held_out = split(read_step_log(path))
-        model = fit_step_time(fitted)
-        print(f"{path}: {len(fitted)} steps fitted, {len(held_out)} held out")
-        for name, error in errors(model, held_out).items():
-            print(
-                f"  {name:8s} {error.steps:5d} steps  median {error.median:6.2%}  mean {error.mean:6.2%}  sum {error.total:+.2%}"
-            )
-        print(model.model_dump_json(indent=1, exclude_defaults=True))
-
-
-if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except InputError as error:
-        raise SystemExit(str(error)) from None

@@ -13,17 +13,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from optimizer.capacity.cards import FitError
 from optimizer.capacity.catalogue import llm
 from optimizer.capacity.fit import Group, covers, errors, fit_step_time, split
 from optimizer.capacity.host import Host, asynchronous, fit_busy, fit_hidden
 from optimizer.capacity.steplog import read_step_log
-from optimizer.capacity.yaml_files import read_mapping
+from optimizer.capacity.yaml_files import read_mapping, write_mapping
 from optimizer.catalogue import catalogue_path
 from optimizer.problem.engine import StepTime
-from optimizer.problem.files import written_whole
 
 SYNCHRONOUS = {
     "llama3.1-8b@h200": "steps-llama3.1-8b-bf16.csv",
@@ -88,7 +85,7 @@ def main(arguments: list[str] | None = None) -> None:
     runs: Path | None = parser.parse_args(arguments).runs
     host = fit_host(runs) if runs else read_host()
     if runs:
-        _write(_data() / "host.yaml", asdict(host))
+        write_mapping(_data() / "host.yaml", asdict(host))
     models = {}
     for name, file in SYNCHRONOUS.items():
         log = read_step_log(_data() / file)
@@ -119,29 +116,11 @@ def _rewrite(name: str, model: StepTime, found: Mapping[str, FitError], seen: Ma
     card["covers"] = {key: [int(low), int(high)] for key, (low, high) in seen.items()}
     card["fit_error"] = kept | {key: error.model_dump() for key, error in found.items()}
     card["step_time"] = model.model_dump(exclude_defaults=True)
-    _write(path, card)
+    write_mapping(path, card)
     for key, error in found.items():
         print(
             f"{name:20s} {key:24s} {error.steps:5d}  median {error.median:6.2%}  mean {error.mean:6.2%}  sum {error.total:+.2%}"
         )
-
-
-def _write(path: Path, values: Mapping[str, Any]) -> None:
-    import yaml
-
-    with written_whole(path) as out:
-        yaml.safe_dump(
-            _rounded(values), out, sort_keys=False, width=110, allow_unicode=True, default_flow_style=None
-        )
-
-
-def _rounded(value: Any) -> Any:
-    """Round every fraction to five digits: the sixth is noise, and a card is read by people."""
-    if isinstance(value, Mapping):
-        return {key: _rounded(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_rounded(item) for item in value]
-    return float(np.format_float_scientific(value, precision=4)) if isinstance(value, float) else value
 
 
 if __name__ == "__main__":

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
-from dataclasses import dataclass
+import gzip
+import lzma
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,38 +92,83 @@ def read_step_log(path: str | Path) -> StepLog:
     Parameters
     ----------
     path
-        CSV with the columns `TIMES` and `WORK`, and perhaps `workload`; others are passed over.
+        CSV with the columns `TIMES` and `WORK`, and perhaps `workload`; others are passed over. May be
+        compressed: `.gz`, `.bz2`, `.xz`.
 
     Raises
     ------
     InputError
-        If the file cannot be read or is empty, a column is missing, or a value is no number >= 0
-        (naming line and field), or a step ends before it was dispatched.
+        If the file cannot be read or is empty, a column is missing, a value is no number >= 0, a step ends
+        before it was dispatched or takes no time, or its work cannot be (naming line and field).
     """
     needed = (*TIMES, *WORK)
     try:
-        with Path(path).open(encoding="utf-8", newline="") as file:
+        with _opened(Path(path)) as file:
             rows = csv.DictReader(file)
             absent = [name for name in needed if name not in (rows.fieldnames or ())]
             if absent:
                 problem = f"has no column {absent[0]!r}; expected {', '.join(needed)}"
                 raise InputError(problem, file=str(path), line=1)
             numbers, workloads = [], []
-            for line, row in enumerate(rows, start=2):
-                numbers.append([_number(row, name, path, line) for name in needed])
+            for row in rows:
+                numbers.append([_number(row, name, path, rows.line_num) for name in needed])
                 workloads.append(row.get("workload") or "")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error, zlib.error, lzma.LZMAError) as error:
         raise InputError(
             f"cannot be read: {getattr(error, 'strerror', None) or error}", file=str(path)
         ) from None
     if not numbers:
         raise InputError("holds no steps", file=str(path))
     table = np.array(numbers)
-    backwards = np.flatnonzero((table[:, 1] < table[:, 0]) | (table[:, 2] < table[:, 1]))
-    if len(backwards):
-        problem = "times run backwards; expected start_s <= dispatched_s <= completed_s"
-        raise InputError(problem, file=str(path), line=int(backwards[0]) + 2)
+    _check(table, path)
     return StepLog(table[:, 0], table[:, 1], table[:, 2], table[:, 3:], np.array(workloads))
+
+
+def read_step_logs(paths: Sequence[str | Path]) -> StepLog:
+    """Read logs of one engine as one; the workloads of each file stay apart.
+
+    Raises
+    ------
+    InputError
+        As `read_step_log`, for the first that is wrong; or if there is none.
+    """
+    if not paths:
+        raise InputError("no step log is given; give at least one")
+    logs = [read_step_log(path) for path in paths]
+    if len(logs) == 1:
+        return logs[0]
+    # Two files may be of the same name, and clocks begin anew in each.
+    logs = [
+        replace(log, workload=np.char.add(f"{number}:", log.workload)) for number, log in enumerate(logs, 1)
+    ]
+    return StepLog(*(np.concatenate([getattr(log, name) for log in logs]) for name in StepLog.__slots__))
+
+
+def _opened(path: Path) -> IO[str]:
+    opened: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+    # A spreadsheet puts a mark before the first column's name.
+    file: IO[str] = opened.get(path.suffix.lower(), open)(path, "rt", encoding="utf-8-sig", newline="")
+    return file
+
+
+def _check(table: Floats, path: str | Path) -> None:
+    """Refuse the first step whose times or work cannot be."""
+    start, dispatched, completed, tokens, attention, seqs, decodes, context = table.T
+    backwards = "times run backwards; expected start_s <= dispatched_s < completed_s"
+    wrong = [
+        (dispatched < start, "dispatched_s", backwards),
+        (completed <= dispatched, "completed_s", backwards),
+        (tokens + decodes == 0, "prefill_tokens", "the step computes nothing; leave it out"),
+        (seqs > tokens, "prefill_seqs", "more requests prefill than there are prefill_tokens"),
+        ((tokens > 0) & (seqs == 0), "prefill_seqs", "nobody prefills, but there are prefill_tokens"),
+        (attention < tokens, "prefill_attention", "fewer query-key pairs than prefill_tokens; "
+         "n tokens after c cached ones make n*c + n*(n+1)/2"),
+        (context < decodes, "decode_context", "less context than decode_seqs; each has a token at least"),
+    ]  # fmt: skip
+    found = [(int(np.argmax(rows)), field, problem) for rows, field, problem in wrong if rows.any()]
+    if found:
+        row, field, problem = min(found, key=lambda of: of[0])
+        raise InputError(problem, file=str(path), line=row + 2, field=field)
 
 
 def _number(row: dict[str, str], name: str, path: str | Path, line: int) -> float:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from pydantic import BaseModel, ValidationError
 
 from optimizer.errors import InputError
+from optimizer.problem.files import written_whole
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -68,3 +71,30 @@ def validated(kind: type[Model], values: dict[str, Any], *, file: str | None = N
         field = ".".join(str(part) for part in first["loc"]) or None
         given = "" if first["type"] == "missing" else f" (given: {first['input']!r:.80})"
         raise InputError(f"{first['msg']}{given}", file=file, field=field) from None
+
+
+def write_mapping(path: Path, values: Mapping[str, Any], comment: str = "") -> None:
+    """Write a catalogue file, whole or not at all, with a line of comment before the values.
+
+    Raises
+    ------
+    InputError
+        If the folder is not there or cannot be written to.
+    """
+    import yaml
+
+    with written_whole(path) as out:
+        if comment:
+            out.write(f"# {comment}\n")
+        yaml.safe_dump(
+            _rounded(values), out, sort_keys=False, width=110, allow_unicode=True, default_flow_style=None
+        )
+
+
+def _rounded(value: Any) -> Any:
+    """Round every fraction to five digits: the sixth is noise, and a card is read by people."""
+    if isinstance(value, Mapping):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(item) for item in value]
+    return float(np.format_float_scientific(value, precision=4)) if isinstance(value, float) else value

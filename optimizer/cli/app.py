@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from optimizer.cli import check, compare, demo, generate, lists, simulate
+from optimizer.cli import calibrate, check, compare, demo, generate, lists, simulate, validate
 
 app = typer.Typer(
     name="optimizer",
@@ -36,5 +36,5 @@ def _about(
     """Schedule LLM inference: simulate request traces on a paged-KV engine, compare policies, check schedules."""
 
 
-for _group in (demo, simulate, compare, check, generate, lists):
+for _group in (demo, simulate, compare, check, calibrate, validate, generate, lists):
     _group.add_to(app)

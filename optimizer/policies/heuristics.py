@@ -128,7 +128,7 @@ class ShortestRemaining(ByKey):
             s.hold = 1  # and so can who waits for budget, once the seat or the blocks it needs are taken
 
     def _head_lacks_room(self, s: EngineState) -> bool:
-        if len(s.running) >= s.max_num_seqs:
+        if s.free_seats() <= 0:
             return True
         if not s.tight:
             return False

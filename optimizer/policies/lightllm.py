@@ -67,7 +67,7 @@ class LightLLM(Policy):
     def _start_prompts(self, s: EngineState) -> None:
         tokens = 0
         futures = None
-        while s.waiting and len(s.running) < s.max_num_seqs:
+        while s.waiting and s.free_seats() > 0:
             request = s.waiting.head()
             cached = s.cached_tokens(request)
             whole = s.left[request] - cached

@@ -93,26 +93,27 @@ class ChunkedPrefill(Policy):
     def admit(self, s: EngineState, budget: int, most: int = UNLIMITED) -> None:
         """Admit waiting requests, and say for how long nothing changes."""
         waiting = s.waiting
-        seats = s.max_num_seqs - len(s.running)
-        refused = False
-        while budget and seats > 0 and most and waiting:
-            request = waiting.head()
-            cached = s.cached_tokens(request) if s.cache is not None else 0
-            if (s.tight and not self.fits(s, request, cached)) or not self.may_admit(s, request):
-                refused = True
-                break
-            waiting.pop()
-            s.admit(request, cached)
-            tokens = self.chunk(s, request, budget)
-            if s.tight:
-                s.schedule(request, tokens)
-            else:
-                s.chunks.append((request, tokens))
-            budget -= tokens
-            seats -= 1
-            most -= 1
-        # Nobody can be admitted before the run is over, so an arrival changes nothing.
-        s.deaf = not budget or seats <= 0 or (refused and self.arrivals_queue_behind)
+        s.deaf = not budget
+        if waiting and budget:
+            seats = min(s.free_seats(), most)
+            refused = False
+            while budget and seats > 0 and waiting:
+                request = waiting.head()
+                cached = s.cached_tokens(request) if s.cache is not None else 0
+                if (s.tight and not self.fits(s, request, cached)) or not self.may_admit(s, request):
+                    refused = True
+                    break
+                waiting.pop()
+                s.admit(request, cached)
+                tokens = self.chunk(s, request, budget)
+                if s.tight:
+                    s.schedule(request, tokens)
+                else:
+                    s.chunks.append((request, tokens))
+                budget -= tokens
+                seats -= 1
+            # Nobody can be admitted before the run is over, so an arrival changes nothing.
+            s.deaf = not budget or s.free_seats() <= 0 or (refused and self.arrivals_queue_behind)
         if s.chunks:
             request, tokens = s.chunks[0]
             s.hold = s.left[request] // tokens if len(s.chunks) == 1 and not budget else 1

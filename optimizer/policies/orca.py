@@ -38,7 +38,7 @@ class Orca(Policy):
     def step(self, state: EngineState) -> None:
         """Compose the next step."""
         s = state
-        while s.waiting and len(s.running) < s.max_num_seqs:
+        while s.waiting and s.free_seats() > 0:
             request = s.waiting.head()
             if not self.memory.start(request, self.reservation(s, request)):
                 break

@@ -50,12 +50,7 @@ class StaticBatch(GuaranteedNoEvict):
         s = state
         self._forming = not s.running
         # The whole batch is formed in one scan, however many steps its prompts then take.
-        while (
-            self._forming
-            and s.waiting
-            and len(s.running) < s.max_num_seqs
-            and self.may_admit(s, s.waiting.head())
-        ):
+        while self._forming and s.waiting and s.free_seats() > 0 and self.may_admit(s, s.waiting.head()):
             request = s.waiting.pop()
             s.admit(request, s.cached_tokens(request))
         self._forming = False

@@ -47,7 +47,7 @@ class VllmV0(Policy):
     def _admit(self, s: EngineState) -> None:
         tokens = 0
         blocked = False
-        while s.waiting and len(s.running) < s.max_num_seqs:
+        while s.waiting and s.free_seats() > 0:
             request = s.waiting.head()
             cached = s.cached_tokens(request)
             whole = s.left[request] - cached
@@ -60,7 +60,7 @@ class VllmV0(Policy):
             s.admit(request, cached)
             s.schedule(request, whole)
             tokens += whole
-        s.deaf = blocked or len(s.running) >= s.max_num_seqs
+        s.deaf = blocked or s.free_seats() <= 0
 
     def _has_blocks(self, s: EngineState, request: int, tokens: int, cached: int) -> bool:
         spare = int(self.watermark * s.blocks)

@@ -80,6 +80,25 @@ class StepTime(Frozen):
         """Build the simplest model: one affine function for every step."""
         return cls(regimes=(StepRegime(pieces=(StepPiece(**coefficients),)),))
 
+    def scaled(self, factor: float) -> Self:
+        """Give the model of an engine whose every step takes `factor` times as long.
+
+        >>> StepTime.affine(base_s=0.004).scaled(1.5).regimes[0].pieces[0].base_s
+        0.006
+        """
+        return type(self)(
+            regimes=tuple(
+                StepRegime(
+                    phase=regime.phase,
+                    min_tokens=regime.min_tokens,
+                    pieces=tuple(
+                        StepPiece(**{name: rate * factor for name, rate in piece}) for piece in regime.pieces
+                    ),
+                )
+                for regime in self.regimes
+            )
+        )
+
     @model_validator(mode="after")
     def _covers_every_step(self) -> Self:
         starts: dict[str, set[int]] = {}
@@ -122,6 +141,9 @@ class Engine(Frozen):
         Longest prompt plus output, in tokens; None where nothing but the KV cache limits it.
     prefix_caching
         Whether full blocks of equal prefixes are shared and kept.
+    async_scheduling
+        Whether a step is composed while the one before it runs: it then knows of what arrived before that one
+        started, and seats and blocks of requests that finish with that one come free a step later.
     step_time
         The step-time model.
     origin, source
@@ -147,6 +169,7 @@ class Engine(Frozen):
     max_num_seqs: int = Field(256, ge=1)
     max_model_len: int | None = Field(None, ge=2)
     prefix_caching: bool = False
+    async_scheduling: bool = False
     step_time: StepTime
     origin: Literal["measured", "fitted", "estimated", "given"] = "given"
     source: str = ""

@@ -31,6 +31,8 @@ class Loop:
         Started with that state.
     clock
         Step times.
+    lags
+        Whether a step is composed while the one before it runs (`Engine.async_scheduling`).
 
     Attributes
     ----------
@@ -42,13 +44,17 @@ class Loop:
         Wall time that `run` took.
     """
 
-    def __init__(self, state: EngineState, policy: Policy, clock: StepClock) -> None:
+    def __init__(self, state: EngineState, policy: Policy, clock: StepClock, *, lags: bool = False) -> None:
         self.state, self.policy, self.clock = state, policy, clock
         self.first_token = [-1] * len(state.left)
         self.finish = [-1] * len(state.left)
         self.events = 0
         self.loop_seconds = 0.0
         self._pieces: dict[int, tuple[tuple[int, int], ...]] = {}
+        self._lags = lags
+        self._seen = 0
+        self._finished: list[int] = []
+        self._known: list[int] = []
         self._unfinished = len(state.left)
         self._tells_finishes = policy.hears_finishes()
         self._most_tokens = state.token_budget if policy.has_budget else UNLIMITED
@@ -81,10 +87,14 @@ class Loop:
         # Above this many tokens in the cache, a step may run out of blocks, and they have to be counted.
         safe_tokens = s.safe_tokens
         shares_outputs = s.cache is not None and s.cache.shares_outputs
-        now, upcoming, next_arrival, events = 0, 0, arrival[0], 0
+        lags = self._lags
+        now, seen, upcoming, next_arrival, events = 0, 0, 0, arrival[0], 0
         while self._unfinished:
             events += 1
-            while next_arrival <= now:
+            if lags:
+                seen = self._seen
+                self._let_go()
+            while next_arrival <= seen:
                 push(upcoming)
                 upcoming += 1
                 next_arrival = arrival[upcoming]
@@ -101,14 +111,20 @@ class Loop:
                     hold = 1  # so may a block that somebody fills
                 decoding = 0 if s.stalled else s.num_decoding
                 until = NEVER if s.deaf else next_arrival
+                if s.leaving:  # their seats and blocks are known to be free one step later
+                    until = next_arrival
+                    if waiting or s.held or s.cache is not None:
+                        hold = 1
                 if chunks:
-                    now = self._prefill(now, decoding, hold, until)
+                    now = seen = self._prefill(now, decoding, hold, until)
                     continue
                 if s.wake < until:
                     until = s.wake
             else:
                 hold, decoding, until = 0, s.num_decoding, next_arrival
-            now = self._decode(now, decoding, hold, until, tight) if decoding else self._idle(now, until)
+            now = seen = (
+                self._decode(now, decoding, hold, until, tight) if decoding else self._idle(now, until)
+            )
         self.events = events
 
     def _decode(self, now: int, decoding: int, hold: int, until: int, tight: bool) -> int:
@@ -129,9 +145,8 @@ class Loop:
             if k == 0:
                 self._check_step(now, 0, decoding)
         end = now + first * k + growth * (k * (k - 1) // 2)
-        if end > until:
-            k = steps_to_reach(until - now, first, growth)
-            end = now + first * k + growth * (k * (k - 1) // 2)
+        if end > until or self._lags:
+            k, end = self._cut(now, first, growth, k, until)
         if s.cache is not None:
             s.use_decode_blocks(k)
         s.recorder.runs.append((now, end, first, k, decoding, context, 0))
@@ -169,6 +184,7 @@ class Loop:
         if tokens + decoding > self._most_tokens or s.tight:
             self._check_step(now, tokens, decoding)
         k, end = 1, now + first
+        self._seen = now
         if hold > 1:
             k, end = self._repeat(now, first, (tokens, attention, contexts, decoding, context), hold, until)
         if s.cache is not None:
@@ -209,8 +225,19 @@ class Loop:
             if last == first + j * growth:
                 break
             k //= 2
+        return self._cut(now, first, growth, k, until)
+
+    def _cut(self, now: int, first: int, growth: int, k: int, until: int) -> tuple[int, int]:
+        """Give how many of k steps are run before an arrival can change the plan, and when that is."""
         end = now + first * k + growth * (k * (k - 1) // 2)
-        if end > until:
+        if self._lags:
+            # It is known at the end of the step that starts after it.
+            known = 1 if until <= now else steps_to_reach(until - now, first, growth) + 1
+            if known < k:
+                k = known
+                end = now + first * k + growth * (k * (k - 1) // 2)
+            self._seen = end - first - growth * (k - 1)
+        elif end > until:
             k = steps_to_reach(until - now, first, growth)
             end = now + first * k + growth * (k * (k - 1) // 2)
         return k, end
@@ -251,13 +278,29 @@ class Loop:
 
     def _done(self, request: int, now: int) -> None:
         s = self.state
+        self.finish[request] = now
+        self._unfinished -= 1
+        if self._lags:
+            s.leave_later(request)
+            self._finished.append(request)
+            return
         if s.cache is not None:
             s.cache.release(request, s.computed[request])
         del s.running[request]
-        self.finish[request] = now
-        self._unfinished -= 1
         if self._tells_finishes:
             self.policy.finished(s, request)
+
+    def _let_go(self, *, everybody: bool = False) -> None:
+        """An asynchronous engine learns of finishes one step late: free what was finished before the last step."""
+        s = self.state
+        known, self._known = self._known, self._finished
+        self._finished = []
+        if everybody:
+            known, self._known = known + self._known, []
+        for request in known:
+            s.leave(request)
+            if self._tells_finishes:
+                self.policy.finished(s, request)
 
     def _idle(self, now: int, until: int) -> int:
         """Nothing runs: go to the next arrival, or ask again if the policy has just thrown somebody out."""
@@ -265,12 +308,16 @@ class Loop:
         if s.now == now and s.preemptions > self._preemptions_at_progress and s.waiting and not s.running:
             self._preemptions_at_progress = s.preemptions
             return now
+        if s.leaving:
+            self._let_go(everybody=True)  # no step is in flight: everything is known
+            return now
         if until >= NEVER:
             raise PolicyError(
                 f"{self.policy.name} is deadlocked at {seconds(now):.6f} s: it lets nothing run, nothing is to arrive, "
                 f"and {self._unfinished} requests are not finished; {self._who_waits()}, {len(s.running)} hold KV"
             )
-        return until
+        self._seen = max(now, until)
+        return self._seen
 
     def _who_waits(self) -> str:
         first = next(iter(self.state.waiting), None)

@@ -37,11 +37,11 @@ class ReferenceState(EngineState):
 
     def held_tokens(self) -> int:
         """Give the tokens in the KV cache, shared ones counted for each request."""
-        return sum(self.computed[request] for request in self.running)
+        return sum(self.computed[request] for request in (*self.running, *self.leaving))
 
     def used_blocks(self) -> int:
         """Give the KV blocks held between steps (without prefix caching)."""
-        return sum(self.blocks_of(request) for request in self.running)
+        return sum(self.blocks_of(request) for request in (*self.running, *self.leaving))
 
     def decode_need(self, steps: int = 1) -> int:
         """Give the blocks that the decoding requests take in the next step."""
@@ -83,7 +83,9 @@ class ReferenceLoop(Loop):
         now = upcoming = 0
         while self._unfinished:
             self.events += 1
-            while arrival[upcoming] <= now:
+            if self._lags:
+                self._let_go()
+            while arrival[upcoming] <= (self._seen if self._lags else now):
                 s.waiting.push(upcoming)
                 upcoming += 1
             s.begin(now, tight=s.pages)
@@ -110,6 +112,7 @@ class ReferenceLoop(Loop):
             len(decoding),
             context,
         )
+        self._seen = now
         s.recorder.runs.append((now, now + took, took, 1, len(decoding), context, prompt_tokens))
         now += took
         s.clock += bool(decoding)

@@ -118,7 +118,7 @@ def simulate(
     if state.safe_tokens >= 0:
         state.safe_tokens = max(-1, state.safe_tokens - decider.margin_tokens(state))
     clock = StepClock(engine.step_time)
-    loop = (ReferenceLoop if step_by_step else Loop)(state, decider, clock)
+    loop = (ReferenceLoop if step_by_step else Loop)(state, decider, clock, lags=engine.async_scheduling)
     try:
         decider.start(state)
         loop.run()

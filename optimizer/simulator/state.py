@@ -56,6 +56,9 @@ class EngineState(DecodeGroup):
         Those of them whose prompt is not computed yet, in order of admission.
     num_decoding
         How many decode.
+    leaving
+        Requests that are finished while an asynchronous engine does not know it yet: their seats and blocks are
+        still taken (see `free_seats`).
     held
         Requests that keep their KV and do not decode until they are resumed.
     left
@@ -89,9 +92,10 @@ class EngineState(DecodeGroup):
     """
 
     __slots__ = (
-        "_admissions", "_taken", "_took", "arrival", "blocks", "cache", "cap", "chunks", "deaf", "estimate", "held", "high",
-        "hold", "idle_tokens", "left", "low", "max_num_seqs", "model_len", "now", "pages", "preemptions", "prefilling", "requests",
-        "running", "safe_tokens", "stalled", "tight", "token_budget", "waiting", "wake",
+        "_admissions", "_taken", "_took", "arrival", "blocks", "cache", "cap", "chunks", "deaf", "estimate",
+        "held", "high", "hold", "idle_tokens", "leaving", "left", "low", "max_num_seqs", "model_len", "now",
+        "pages", "preemptions", "prefilling", "requests", "running", "safe_tokens", "stalled", "tight",
+        "token_budget", "waiting", "wake",
     )  # fmt: skip
 
     def __init__(
@@ -130,6 +134,7 @@ class EngineState(DecodeGroup):
         self.running: dict[int, None] = {}
         self.prefilling: list[int] = []
         self.held: dict[int, None] = {}
+        self.leaving: dict[int, None] = {}
         self.left = self.prompt_tokens.copy()
         self.chunks: list[tuple[int, int]] = []
         self.stalled = self.deaf = self.tight = self._took = False
@@ -155,6 +160,10 @@ class EngineState(DecodeGroup):
         """Give the best guess of the request's output tokens: the estimate, or the cap where nothing is known."""
         return self.cap[request] if self.estimate is None else self.estimate[request]
 
+    def free_seats(self) -> int:
+        """Give how many more requests may run."""
+        return self.max_num_seqs - len(self.running) - len(self.leaving)
+
     def held_tokens(self) -> int:
         """Give the tokens in the KV cache, shared ones counted for each request."""
         return self.context_sum + self.idle_tokens
@@ -172,7 +181,7 @@ class EngineState(DecodeGroup):
         used = (self.context_sum + rounding) // b
         for request in self.prefilling:
             used -= -self.computed[request] // b
-        for request in self.held:
+        for request in (*self.held, *self.leaving):
             used -= -self.computed[request] // b
         return used
 
@@ -198,7 +207,7 @@ class EngineState(DecodeGroup):
 
     def admit(self, request: int, cached: int = 0) -> None:
         """Give a request a seat; it must have left `waiting`. Its chunks follow with `schedule`."""
-        if request in self.running or len(self.running) >= self.max_num_seqs:
+        if request in self.running or self.free_seats() <= 0:
             why = "it runs already" if request in self.running else f"all {self.max_num_seqs} seats are taken"
             raise PolicyError(
                 f"request {self.requests.name(request)} cannot be admitted at {self.now_s:.6f} s: {why}"
@@ -297,6 +306,19 @@ class EngineState(DecodeGroup):
             self.cache.publish_decoded(
                 [(r, self.context(r) + ahead) for r in self.running if self.is_decoding(r)]
             )
+
+    def leave_later(self, request: int) -> None:
+        """A request is finished, and the engine does not know it yet: it keeps its seat and its blocks."""
+        del self.running[request]
+        self.leaving[request] = None
+        self.idle_tokens += self.computed[request]
+
+    def leave(self, request: int) -> None:
+        """Free the seat and the blocks of a request that is known to be finished."""
+        del self.leaving[request]
+        self.idle_tokens -= self.computed[request]
+        if self.cache is not None:
+            self.cache.release(request, self.computed[request])
 
     def use_decode_blocks(self, steps: int) -> None:
         """Take the blocks of decode steps from the prefix cache's pool, less what the policy put aside."""

@@ -41,16 +41,21 @@ def _card_named(model: str, file: str) -> str:
     16 bits are what every engine without an ending in its name runs in; fp8 is another engine.
     """
     known = list_engines()
+    # A run was measured: of several GPUs it is the one whose card was, too.
+    measured = [card for card in known if engine_card(card).origin == "measured"]
     for name in dict.fromkeys((model.lower(), re.sub(r"-(bf16|fp16|float16|bfloat16)$", "", model.lower()))):
         cards = [card for card in known if card.partition("@")[0] == name]
-        if len(cards) == 1:
-            return cards[0]
+        for fitting in (cards, [card for card in cards if card in measured]):
+            if len(fitting) == 1:
+                return fitting[0]
         if cards:
-            problem = f"{model!r} was measured on several GPUs ({', '.join(cards)})"
+            problem = f"there are several engine cards for {model!r}: {', '.join(cards)}"
             raise InputError(f"{problem}; say --engine-for {model}={cards[0]}", file=file, field="model")
     models = sorted({card.partition("@")[0] for card in known})
     remedy = f"say --engine-for {model}=CARD, where CARD is an engine (optimizer engines lists them) or a .yaml file"
-    raise InputError(f"no engine card for {model!r}; {remedy}; {near(model, models)}", file=file, field="model")
+    raise InputError(
+        f"no engine card for {model!r}; {remedy}; {near(model, models)}", file=file, field="model"
+    )
 
 
 def took_part(card: str, limits: Limits) -> bool:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from optimizer.capacity.steplog import StepLog, read_step_log
 from optimizer.errors import InputError
 from optimizer.problem import Requests
-from optimizer.problem.columns import Floats, real_numbers
+from optimizer.problem.columns import Floats, Locate, real_numbers
 from optimizer.problem.instance import from_pydantic, read_json
 
 _LENGTHS = ("prompt_tokens", "output_tokens")
@@ -123,7 +123,9 @@ def find_runs(folder: str | Path) -> list[Path]:
     for path in found:
         requests = _beside(path, "requests")
         if not requests.is_file():
-            raise InputError(f"has no {requests.name} beside it; add it, or take the run away", file=str(path))
+            raise InputError(
+                f"has no {requests.name} beside it; add it, or take the run away", file=str(path)
+            )
     return found
 
 
@@ -156,7 +158,9 @@ def read_run(path: str | Path) -> MeasuredRun:
     sent = all(row.get("sent_s") for row in rows)
     clock = "sent_s" if sent else "arrival_s"
     if clock not in rows[0]:
-        raise InputError("has no column 'sent_s', nor 'arrival_s'; expected one of them", file=str(table), line=1)
+        raise InputError(
+            "has no column 'sent_s', nor 'arrival_s'; expected one of them", file=str(table), line=1
+        )
     unordered = _locate(table, [int(row["line"]) for row in rows])
     moments = real_numbers([row[clock] for row in rows], clock, unordered)
     # The engine takes requests in the order in which they come, whatever the order of the rows.
@@ -164,7 +168,8 @@ def read_run(path: str | Path) -> MeasuredRun:
     rows = [rows[i] for i in order]
     where = _locate(table, [int(row["line"]) for row in rows])
     requests = Requests.from_columns(
-        {"arrival_s": moments[order], **{name: [row[name] for row in rows] for name in _LENGTHS}}, locate=where
+        {"arrival_s": moments[order], **{name: [row[name] for row in rows] for name in _LENGTHS}},
+        locate=where,
     )
     first, finish = (real_numbers([row[name] for row in rows], name, where) for name in _TIMES)
     for early, late, field, what in (
@@ -197,5 +202,5 @@ def _rows(path: Path, needed: tuple[str, ...]) -> list[dict[str, str]]:
         raise InputError(problem, file=str(path)) from None
 
 
-def _locate(path: Path, lines: list[int]):  # type: ignore[no-untyped-def]
+def _locate(path: Path, lines: list[int]) -> Locate:
     return lambda row: {"file": str(path), "line": lines[row]}

@@ -153,6 +153,16 @@ def test_kv_waits_with_its_request_between_chunks():
     assert kv_tokens_by_run(waiting)[0].tolist() == [8, 12, 8]
 
 
+def test_who_was_thrown_out_holds_nothing_until_it_comes_back():
+    """Preempted before run 1, computed anew in run 2; in between only the other one holds a block."""
+    thrown_out = schedule(
+        start_s=[0, 1, 2], end_s=[1, 2, 3], first_step_s=[1, 1, 1], steps=[1, 1, 1], decode_seqs=[0, 0, 0],
+        decode_context=[0, 0, 0], prefill_tokens=[5, 4, 6], chunk_run=[0, 1, 2], chunk_request=[0, 1, 0],
+        chunk_tokens=[5, 4, 6], chunk_context=[0, 0, 0], preempt_run=[1], preempt_request=[0],
+    )  # fmt: skip
+    assert kv_tokens_by_run(thrown_out)[0].tolist() == [8, 4, 8]
+
+
 def test_kv_of_a_chunk_that_is_repeated_grows_within_its_run():
     """Three steps of 3 tokens: 3, 6 and 9 tokens are 1, 2 and 3 blocks."""
     repeated = schedule(
@@ -164,7 +174,17 @@ def test_kv_of_a_chunk_that_is_repeated_grows_within_its_run():
 
 
 def test_kv_use_of_nothing_is_unknown():
-    """No runs, no number."""
+    """No runs, no number; a run in which nobody holds anything holds nothing."""
+    empty = schedule(
+        start_s=[0],
+        end_s=[1],
+        first_step_s=[1],
+        steps=[1],
+        decode_seqs=[0],
+        decode_context=[0],
+        prefill_tokens=[0],
+    )
+    assert kv_tokens_by_run(empty)[0].tolist() == [0]
     one = Requests.from_columns({"prompt_tokens": [1], "output_tokens": [1]})
     toy = Engine(name="toy", kv_blocks=1, step_time=StepTime.affine(base_s=1.0))
     assert all(math.isnan(share) for share in kv_use(schedule(), one, toy))

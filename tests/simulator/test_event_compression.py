@@ -94,6 +94,7 @@ def instances(draw):
         max_num_batched_tokens=budget,
         max_num_seqs=draw(st.integers(1, 8)),
         prefix_caching=caching,
+        async_scheduling=draw(st.booleans()),
         step_time=draw(st.sampled_from(STEP_TIMES)),
     )
     return Instance("drawn", with_knowledge(requests, knowledge, seed=n), engine)

@@ -124,6 +124,21 @@ def test_partial_blocks_are_used_first():
     assert (cache.look_up(2, 5), cache.look_up(3, 5)) == (0, 4)
 
 
+def test_of_equal_answers_the_one_that_was_first_is_found_first():
+    """The later admitted request was ahead: its block was filled first, though both are told at once."""
+    text = "aaaaaaaaaaaaa"
+    hashed = hashes_of([text] * 3, B, covers_outputs=True)
+    cache = PrefixCache(20, B, hashed, [12] * 3)
+    for request, tokens in ((0, 1), (1, 3)):
+        cache.admit(request, 0)
+        cache.extend(request, tokens)
+    cache.publish_decoded([(0, 4), (1, 6)])
+    assert cache.look_up(2, 13) == 4
+    cache.release(1, 6)
+    assert cache.cost(2, 4, 5) == 2  # nobody uses what is found; the other one's copy would be free
+    cache.release(0, 4)
+
+
 def test_a_block_given_back_is_free():
     """A token that is not decoded after all takes none."""
     cache = cache_of(2, "aaaa")

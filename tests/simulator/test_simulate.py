@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from optimizer.check import check
 from optimizer.errors import InputError, PolicyError
 from optimizer.policies import Policy, make_policy, policy_names
+from optimizer.policies.vllm_v1 import VllmV1
 from optimizer.problem import Engine, Instance, Requests, StepTime
 from optimizer.simulator import simulate
 from tests.policies.toy import instances, run, steps_of, toy
@@ -181,6 +182,115 @@ def test_a_hundred_thousand_requests_take_seconds():
     assert s.metrics.steps > 500_000
     assert s.events < 6 * n
     assert took_s < 20
+
+
+# ---- what a policy may ask of the simulator
+
+
+@dataclass
+class Patient(Policy):
+    """Serves nobody before a moment."""
+
+    name = "patient"
+    until_s: float = 0.0
+
+    def step(self, state):
+        if state.now_s < self.until_s:
+            state.wake_at(self.until_s)
+            return
+        while state.waiting:
+            request = state.waiting.pop()
+            state.admit(request)
+            state.schedule(request, state.left[request])
+
+
+@BOTH
+@pytest.mark.parametrize(("until_s", "begins"), [(2.25, 2.25), (7.5, 7.5), (0.0, 1.0)])
+def test_a_policy_is_woken_at_the_moment_it_asked_for(until_s, begins, step_by_step):
+    """Between arrivals, and behind the last one, where nothing else would happen any more."""
+    s = run([(4, 1), (4, 1)], Patient(until_s), arrivals=[1.0, 5.0], step_by_step=step_by_step)
+    assert s.metrics.first_token_s.tolist() == [begins + 1, max(until_s, 5.0) + 1]
+
+
+class StartsOver(Policy):
+    """Throws everybody out once, and lets nobody run in that step."""
+
+    name = "starts-over"
+    asks_always = True
+
+    def start(self, state):
+        self.done = False
+
+    def step(self, state):
+        if state.now_s >= 2 and not self.done:
+            self.done = True
+            for request in list(state.running):
+                state.preempt(request)
+            return
+        state.wake_at(2.0)
+        while state.waiting:
+            request = state.waiting.pop()
+            state.admit(request)
+            state.schedule(request, state.left[request])
+
+
+@BOTH
+def test_a_policy_that_threw_everybody_out_is_asked_again_at_once(step_by_step):
+    """No time passes, and it is no deadlock; each computes its prompt and what it had generated anew."""
+    s = run([(5, 4), (3, 4)], StartsOver(), step_by_step=step_by_step)
+    steps = steps_of(s)
+    assert steps[2] == (2.0, ((1, 5), (0, 7)), (), (0, 1))
+    assert s.metrics.finish_s.tolist() == [4.0, 4.0]
+
+
+class NeverComesBack(StartsOver):
+    """Throws everybody out at 2 s, and nobody comes in again."""
+
+    def step(self, state):
+        if not self.done:
+            super().step(state)
+
+
+@BOTH
+def test_a_policy_that_threw_everybody_out_is_asked_again_only_once(step_by_step):
+    """If it then lets nobody run either, that is a deadlock and no endless loop."""
+    with pytest.raises(
+        PolicyError, match=r"starts-over is deadlocked at 2.000000 s: .*request 1 waits first, 0 hold KV"
+    ):
+        run([(5, 4), (3, 4)], NeverComesBack(), step_by_step=step_by_step)
+
+
+class Watched(VllmV1):
+    """vllm-v1 that counts all blocks after every step it composed; nothing is shared between requests."""
+
+    def step(self, state):
+        super().step(state)
+        self.thrown_out = state.preemptions
+        if state.tight:
+            chunks = dict(state.chunks)
+            used = sum(-(-(state.context(r) + chunks.get(r, 0)) // state.block_tokens) for r in state.running)
+            assert state.free_blocks() == state.blocks - used - state.decode_need()
+
+
+@settings(deadline=None, max_examples=150)
+@given(instances(), st.sampled_from([0, 1, 3]), st.booleans(), st.booleans())
+def test_no_block_is_lost_or_found_where_requests_are_thrown_out(instance, threshold, caching, step_by_step):
+    """Blocks put aside for the decode of somebody who is then thrown out are free again, once."""
+    policy = Watched(long_prefill_token_threshold=threshold)
+    engine = instance.engine.replace(prefix_caching=caching)
+    simulate(Instance("watched", instance.requests, engine), policy, step_by_step=step_by_step)
+
+
+@BOTH
+@pytest.mark.parametrize("caching", [True, False])
+def test_a_block_put_aside_for_who_is_thrown_out_is_free_again(caching, step_by_step):
+    """10 blocks of one token; request 1 decodes while 0, before it, still prefills and needs its block."""
+    policy = Watched(long_prefill_token_threshold=2)
+    s = run([(8, 1), (2, 4)], policy, kv_blocks=10, max_num_batched_tokens=4, max_num_seqs=2,
+            prefix_caching=caching, step_by_step=step_by_step)  # fmt: skip
+    assert policy.thrown_out == 1
+    assert [step.preempted for step in steps_of(s)][:4] == [(), (), (), (1,)]
+    assert s.metrics.finish_s[0] == 4.0
 
 
 # ---- policies that err

@@ -1,0 +1,1 @@
+"""What runs inside other software; nothing here imports it before it is there."""
