@@ -20,7 +20,7 @@ from optimizer.capacity.specifications import BYTES, Dtype
 from optimizer.capacity.steplog import StepLog, windows
 from optimizer.capacity.yaml_files import validated
 from optimizer.errors import InputError
-from optimizer.problem.engine import StepTime
+from optimizer.problem.engine import Engine, StepTime
 
 WINDOW = 10
 """Steps of an asynchronous log whose total is compared: a single one may be stamped a step late."""
@@ -98,7 +98,7 @@ def calibrate(
         out[np.random.default_rng(seed).integers(len(out))] = True
     # Steps are left out before the fit; stretches must stay in their place to be cut the same way.
     fitted = log[~out] if window is None else log
-    groups = _form(fitted, int((~out).sum()), window)
+    groups = _form(fitted, int((~out).sum()), window, len(log))
     regimes = fit_regimes(fitted, groups, window=window, held_out=out if window else None, seed=seed)
     missing: tuple[str, ...] = ()
     if groups[-1].phase == "decode" or not (log.phase != "decode").any():
@@ -119,7 +119,7 @@ def calibrate(
     )
 
 
-def _form(log: StepLog, measurements: int, window: int | None) -> tuple[Group, ...]:
+def _form(log: StepLog, measurements: int, window: int | None, steps: int) -> tuple[Group, ...]:
     """Choose groups and pieces that the measurements can bear."""
     decode, other = PHYSICAL
     if window is None:
@@ -135,7 +135,7 @@ def _form(log: StepLog, measurements: int, window: int | None) -> tuple[Group, .
     coefficients = 2 + len(other.shared)
     least = -int(-_PER_COEFFICIENT * coefficients / (1 - HELD_OUT) // 1) * (window or 1)
     raise InputError(
-        f"holds {len(log) if window else measurements} steps to fit; about {least} are needed: {_PER_COEFFICIENT} "
+        f"holds {steps:,} steps; about {least} are needed: {_PER_COEFFICIENT} "
         f"{f'stretches of {window} steps ' if window else ''}for each of {coefficients} coefficients, and a fifth to judge by"
     )
 
@@ -197,7 +197,11 @@ def calibrated_card(
     model, device = llm_of(llm), gpu_of(gpu)
     dtype = dtype or model.dtype
     estimated_blocks = blocks_of(model, device, tp=tp, dtype=dtype, **limits)
-    made = calibrate(log, asynchronous=asynchronous, otherwise=roofline(model, device, tp, dtype), seed=seed)
+    otherwise = roofline(model, device, tp, dtype)
+    try:
+        made = calibrate(log, asynchronous=asynchronous, otherwise=otherwise, seed=seed)
+    except InputError as error:
+        raise InputError(error.problem, file=", ".join(source) or None) from None
     suffix = ("-fp8" if BYTES[dtype] == 1 else "") + (f"-tp{tp}" if tp > 1 else "")
     what = f"totals of {WINDOW} steps" if made.asynchronous else "steps"
     notes = [
@@ -225,6 +229,8 @@ def calibrated_card(
         **limits,
     }
     card = validated(EngineCard, values)
+    # What a card alone may say, an engine may not: more seats than tokens.
+    validated(Engine, {field: getattr(card, field) for field in Engine.model_fields})
     warnings = gaps(log, made.judged.by_phase(), card, made.estimated)
     return card.model_copy(update={"notes": " ".join([*notes, *warnings])}), made, warnings
 

@@ -68,6 +68,10 @@ class StepClock:
         only = {phase: found[0][1] for phase, found in self._functions.items() if len(found) == 1}
         self._prefill_only = only.get("prefill")
         self._mixed_only = only.get("mixed")
+        self.prompt_step: StepFunction = self.step
+        """`step` for steps with a prompt in them, by the shortest way there is."""
+        if self._regimes["prefill"] == self._regimes["mixed"] and self._mixed_only:
+            self.prompt_step = self._mixed_only
 
     def step(
         self,

@@ -28,6 +28,27 @@ if TYPE_CHECKING:
     from optimizer.simulator import Simulation
 
 _PANEL = "Output"
+_QUICK_S = 2.0
+"""Simulations that take longer are not made twice more unless asked for."""
+
+
+@dataclass(frozen=True)
+class Again:
+    """What is learned by simulating again."""
+
+    band: Annotated[
+        bool | None,
+        typer.Option("--band/--no-band", rich_help_panel="Policy and measure",
+                     show_default="if a simulation takes 2 s or less",
+                     help="Simulate twice more, every step as much shorter and longer as the engine's card is known to be "
+                     "off, and give figures with the range that follows."),
+    ] = None  # fmt: skip
+    margin: Annotated[
+        bool,
+        typer.Option("--margin", rich_help_panel="Policy and measure",
+                     help="Find by simulation, some six to ten times more, how many times the rate of arrivals the engine "
+                     "could serve until it saturates; otherwise that is estimated."),
+    ] = False  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -87,6 +108,7 @@ def simulate(
     workload: WorkloadOptions,
     engine: EngineOptions,
     outputs: Outputs,
+    again: Again,
     policy: Annotated[
         str,
         typer.Option("--policy", metavar="NAME", rich_help_panel="Policy and measure",
@@ -104,7 +126,8 @@ def simulate(
 ) -> None:  # fmt: skip
     """Simulate a request trace on an engine under one scheduling policy.
 
-    Prints the figures of the run, and writes a summary (JSON) and a row per request (CSV).
+    Prints the figures of the run, and writes a summary (JSON) and a row per request (CSV). Behind a figure
+    stands its range, given how far the step times of the engine's card are known to be off.
     TTFT is the time from arrival to the first token, TPOT that per further token, end-to-end
     latency that to the last one; goodput counts requests that meet both levels. Times are in
     seconds of the simulated engine, lengths in tokens.
@@ -133,7 +156,7 @@ def simulate(
     except PolicyError as error:
         raise PolicyError(told_with_place(error)) from error
     report = _judged(simulation) if check else None
-    summary = _summary(simulation, loaded, step_by_step, report)
+    summary = {**_summary(simulation, loaded, step_by_step, report), **_again(simulation, loaded, again)}
     # Files first: a pipe that closes early must not cost them.
     written = _write(simulation, summary, outputs, folder)
     _show(summary, loaded)
@@ -147,6 +170,23 @@ def _judged(simulation: Simulation) -> CheckReport:
     from optimizer.check import check
 
     return check(simulation.schedule, simulation.instance)
+
+
+def _again(simulation: Simulation, workload: Workload, again: Again) -> dict[str, Any]:
+    """Give what further simulations tell, by key of the summary."""
+    from optimizer.report.accuracy import known_error
+    from optimizer.report.band import step_time_band
+    from optimizer.report.margin import simulated_margin
+
+    found: dict[str, Any] = {}
+    if again.band or (again.band is None and simulation.loop_seconds <= _QUICK_S):
+        found["band"] = step_time_band(simulation, card=workload.card)
+    else:
+        known = known_error(simulation.instance.engine, simulation.schedule, workload.card)
+        found["band"] = {**known.to_document(), "figures": None}
+    if again.margin:
+        found["saturation"] = simulated_margin(simulation)
+    return found
 
 
 def _summary(
@@ -201,31 +241,39 @@ def _title(summary: dict[str, Any]) -> str:
 
 
 def _show(summary: dict[str, Any], workload: Workload) -> None:
+    from optimizer.report import band, saturation
     from optimizer.report.card import trust, warning
     from optimizer.report.table import Column, Table, figure, two_columns
 
     s, o = summary, workload.options
+
+    def ranged(key: str) -> str:
+        return band.ranged(s, key)
+
     speed = s["requests_per_second_simulated"]
     levels = f"TTFT {o.ttft_slo or 0.2:g} s and TPOT {o.tpot_slo or 0.1:g} s"
     own = workload.trace.requests.ttft_slo_s is not None or workload.trace.requests.tpot_slo_s is not None
     print(_title(s), end="\n\n")
     caution = warning(s["engine"])
+    load = saturation.about(s["saturation"])
     print(two_columns([
         ("engine", f"{s['engine']['name']}: {_limits(s['limits'])}"),
         ("step times", trust(s["engine"])),
         *([("warning", caution)] if caution else []),
-        ("makespan", f"{figure(s['makespan_s'])} s"),
-        ("throughput", f"{figure(s['output_tokens_per_s'])} output tokens/s, {figure(s['requests_per_s'])} requests/s"),
-        ("goodput", f"{figure(s['goodput_per_s'])} requests/s ({figure(100 * (s['slo_attainment'] or 0))} % of all) within "
+        ("range", band.about(s["band"], caution is not None)),
+        ("makespan", f"{ranged('makespan_s')} s"),
+        ("throughput", f"{ranged('output_tokens_per_s')} output tokens/s, {ranged('requests_per_s')} requests/s"),
+        ("goodput", f"{ranged('goodput_per_s')} requests/s ({figure(100 * (s['slo_attainment'] or 0))} % of all) within "
          + (f"their own levels, or {levels}" if own else levels)),
+        *zip(("load", ""), load, strict=False),
         ("KV cache used", f"{figure(s['kv_use_mean'], 100)} % on average, {figure(s['kv_use_peak'], 100)} % at most"),
-        ("preemptions", figure(s["preemptions"])),
+        ("preemptions", ranged("preemptions")),
         ("simulation", f"{figure(s['steps'])} steps in {figure(s['loop_seconds'])} s, "
          f"{figure(None if speed is None else round(speed))} requests/s"),
     ], terminal_width()), end="\n\n")  # fmt: skip
     columns = (Column("name", "latency"), *(Column(k, k, "s") for k in ("mean", "p50", "p99")))
     rows = [
-        {"name": name, **{k: s[f"{key}_{k}_s"] for k in ("mean", "p50", "p99")}}
+        {"name": name, **{k: ranged(f"{key}_{k}_s") for k in ("mean", "p50", "p99")}}
         for name, key in (("time to first token (TTFT)", "ttft"), ("time per output token (TPOT)", "tpot"),
                           ("end to end", "e2e"))
     ]  # fmt: skip

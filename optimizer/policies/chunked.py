@@ -89,7 +89,7 @@ class FastGen(ChunkedPrefill):
             s.take_decode_blocks()
             budget = s.token_budget - s.num_decoding
             for request in s.prefilling:
-                tokens = self.chunk(s, request, budget)
+                tokens = min(s.left[request], self.most_of_a_prompt, budget)
                 if tokens and s.chunk_need(request, tokens) <= s.free_blocks():
                     s.schedule(request, tokens)
                     budget -= tokens

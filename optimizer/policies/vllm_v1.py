@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from optimizer.policies.base import register
 from optimizer.policies.mechanism import ChunkedPrefill
+from optimizer.simulator.decoding import UNLIMITED
 from optimizer.simulator.state import EngineState
 
 
@@ -34,6 +35,7 @@ class VllmV1(ChunkedPrefill):
         self.demand(
             "long_prefill_token_threshold", self.long_prefill_token_threshold >= 0, "tokens, or 0 for no cap"
         )
+        self.most_of_a_prompt = self.long_prefill_token_threshold or UNLIMITED
         self.demand("watermark", 0 <= self.watermark < 1, "a share from 0 to below 1")
 
     def margin_tokens(self, state: EngineState) -> int:
@@ -45,34 +47,6 @@ class VllmV1(ChunkedPrefill):
     def _spare_blocks(self, s: EngineState) -> int:
         # vLLM takes the share of all blocks, its null block included.
         return int(self.watermark * (s.blocks + 1))
-
-    def step(self, state: EngineState) -> None:
-        """Compose the next step."""
-        if self.long_prefill_token_threshold:
-            self._hold_back_beyond_budget(state)
-        super().step(state)
-
-    def chunk(self, s: EngineState, request: int, budget: int) -> int:
-        """Give how many tokens of a request's prompt to compute in this step."""
-        tokens = s.left[request]
-        if 0 < self.long_prefill_token_threshold < tokens:
-            tokens = self.long_prefill_token_threshold
-        return tokens if tokens < budget else budget
-
-    def _hold_back_beyond_budget(self, s: EngineState) -> None:
-        """Several prompts in progress may use up the budget before later decodes get their token."""
-        for request in list(s.held):
-            s.resume(request)
-        budget = s.token_budget
-        if s.num_decoding + sum(self.chunk(s, request, budget) for request in s.prefilling) <= budget:
-            return
-        for request in list(s.running):
-            if not s.is_decoding(request):
-                budget -= self.chunk(s, request, budget)
-            elif budget:
-                budget -= 1
-            else:
-                s.hold_back(request)
 
     def fits(self, s: EngineState, request: int, cached: int) -> bool:
         """Say whether a waiting request has the blocks it needs, above the watermark."""

@@ -125,9 +125,11 @@ def known_error(engine: Engine, schedule: Schedule, card: EngineCard | None = No
         }
         error = sum(of.share * of.error for of in regimes.values())
         low, high = round(max(1 - error, LEAST_FACTOR), _DIGITS), round(1 + error, _DIGITS)
-        return KnownError(low, high, "mean error of a step on the card", regimes)
+        return KnownError(low, high, "mean error of a step by the card", regimes)
     if engine.origin == "estimated":
-        return KnownError(*ESTIMATED_FACTORS, "estimate: the range where estimates could be checked", {})
+        return KnownError(
+            *ESTIMATED_FACTORS, "estimated: how far estimates were off where they could be checked", {}
+        )
     why = "step times as given, without a card" if card is None else "the card states no error"
     return KnownError(None, None, why, {})
 

@@ -105,21 +105,39 @@ def ranged(summary: Mapping[str, Any], key: str) -> str:
     return shown if band is None else f"{shown} ({figure(band['low'])} to {figure(band['high'])})"
 
 
-def about(band: Mapping[str, Any]) -> str:
+def about(band: Mapping[str, Any], extrapolates: bool = False) -> str:
     """Say in a few words what a band stands for, or why there is none.
 
+    Parameters
+    ----------
+    band
+        As `step_time_band` gives it.
+    extrapolates
+        Whether the run left the range that the card covers.
+
+    Examples
+    --------
     >>> about({"error": None, "origin": "the card states no error"})
     'none: how far step times are off is not known (the card states no error)'
+    >>> about({"error": 0.03, "step_time_factors": [0.97, 1.03], "origin": "guess", "regimes": None, "figures": {}})
+    'if every step took 3 % less to 3 % more (guess)'
     """
     if band["error"] is None:
         return f"none: how far step times are off is not known ({band['origin']})"
     low, high = band["step_time_factors"]
-    mix = ", ".join(
-        f"{name} {100 * of['error']:.2g} % for {100 * of['share']:.3g} % of the time"
-        for name, of in (band["regimes"] or {}).items()
-    )
     said = (
         f"if every step took {100 * (1 - low):.2g} % less to {100 * (high - 1):.2g} % more ({band['origin']}"
     )
-    said += f": {mix})" if mix else ")"
-    return said if band["figures"] else f"left out; {said} (--band simulates it)"
+    regimes = band["regimes"] or {}
+    if regimes and {of["of"] for of in regimes.values()} == {*regimes}:
+        said += f": {', '.join(map(_of_regime, regimes, regimes.values()))})"
+    else:  # from an entry for other steps, too
+        said += "".join(f", {entry}" for entry in sorted({of["of"] for of in regimes.values()})) + ")"
+    if extrapolates:
+        said += "; beyond what was measured they may be off by more"
+    return said if band["figures"] is not None else f"left out; {said} (--band simulates it)"
+
+
+def _of_regime(name: str, of: Mapping[str, Any]) -> str:
+    share = "< 1" if of["share"] < 0.01 else f"{100 * of['share']:.0f}"
+    return f"{name} {100 * of['error']:.2g} % for {share} % of the time"

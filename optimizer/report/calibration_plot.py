@@ -24,7 +24,7 @@ _BAND = 0.1
 """The shaded band: within 10 %."""
 _MOST_SHOWN = 40.0
 """Errors in per cent beyond which points are drawn at the edge."""
-_BINS_PER_DECADE, _LEAST_POINTS = 4, 4
+_BINS_PER_DECADE, _LEAST_POINTS = 4, 6
 """Of the line of medians."""
 _STYLES = {"decode": (_BLUE, "o", "decode only"), "mixed": (_ORANGE, "s", "prefill and decode"),
            "prefill": (_GREEN, "^", "prefill only")}  # fmt: skip

@@ -61,12 +61,21 @@ def fluid_rate(
     batch = {"decode_seqs": round(decoding), "decode_context": round(decoding * middle)}
     work = (max(1, round(each * prompt)), round(each * float(pairs.sum()) / n), max(1, round(each)))
     alone = clock.step(**batch) if batch["decode_seqs"] else 0
-    mixes = bool(((s.prefill_tokens > 0) & (s.decode_seqs > 0)).any())
-    if mixes or not alone:
+    if _mixes(s) or not alone:
         step = share * clock.step(*work, work[0], **batch) + (1 - share) * alone
     else:  # prompts have steps to themselves
         step = share * clock.step(*work, work[0]) + alone
     return admitted / step * TICKS_PER_SECOND
+
+
+def _mixes(s: Schedule) -> bool:
+    """Whether prompts and decodes shared steps, or never had the occasion; not if prompts made decodes wait."""
+    runs, prefills = len(s.steps), s.prefill_tokens > 0
+    begun = np.bincount(s.decode_first_run, minlength=runs + 1) - np.bincount(
+        s.decode_last_run + 1, minlength=runs + 1
+    )
+    waits = prefills & (s.decode_seqs == 0) & (np.cumsum(begun)[:runs] > 0)
+    return bool((prefills & (s.decode_seqs > 0)).any() or not waits.any())
 
 
 def _held(s: Schedule, requests: Requests, middle: float) -> float:

@@ -14,7 +14,8 @@ arrive. Over the span from the first arrival to the last, all three must hold:
 3. at no start of a step in the last third was nobody held back: the queue did not drain.
 
 Below 30 arrivals nothing is said, and if all arrive at one moment there is no rate to speak of: `batch`. Near the
-limit, n arrivals tell an overload from a full but steady engine only above a growth of about 3 / sqrt(n).
+limit, n arrivals tell an overload from a full but steady engine only above a growth of about 3 / sqrt(n). What is said
+is of these arrivals: a load that ends before its first requests are done may be above what could be held for ever.
 
 **Scarce.** Of the time in which somebody was held back, what kept the request admitted next from its place: all
 `seats` were taken; the free `kv_blocks` would not have held its first chunk (to 1 % of the cache: watermarks); the
@@ -160,12 +161,14 @@ def _held_back(s: Schedule, stays: Episodes, lags: bool) -> Ints:
         running = np.clip(np.searchsorted(s.start_s, queued, side="right") - 1, 0, None)
         queued = queued + ((s.end_s - s.start_s) / s.steps)[running]
     # Those that a lagging step may not know yet can be admitted before they count as queued.
-    return np.maximum(_by_then(s, queued) - _by_then(s, stays.admitted_s), 0)
+    held: Ints = np.maximum(_by_then(s, queued) - _by_then(s, stays.admitted_s), 0)
+    return held
 
 
 def _by_then(s: Schedule, times: Floats) -> Ints:
     """By run: how many moments lie no later than its start."""
-    return np.searchsorted(np.sort(times[~np.isnan(times)]), s.start_s, side="right")
+    count: Ints = np.searchsorted(np.sort(times[~np.isnan(times)]), s.start_s, side="right")
+    return count
 
 
 def _full_batch(running: Ints, limit: Ints, busy_s: Floats) -> float | None:
@@ -175,9 +178,7 @@ def _full_batch(running: Ints, limit: Ints, busy_s: Floats) -> float | None:
     return None if rare or not weight.any() else float(running @ weight / weight.sum())
 
 
-def _limits(
-    s: Schedule, requests: Requests, engine: Engine, running: Ints, held: NDArray[np.bool_]
-) -> Ints:
+def _limits(s: Schedule, requests: Requests, engine: Engine, running: Ints, held: NDArray[np.bool_]) -> Ints:
     """By run: the place in `LIMITS` of what held requests back; -1: nobody was."""
     runs = len(s.steps)
     limit = np.full(runs, -1, np.int64)

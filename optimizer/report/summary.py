@@ -12,7 +12,9 @@ import numpy as np
 from optimizer.capacity import EngineCard
 from optimizer.problem import Engine, Metrics
 from optimizer.problem.columns import Floats
+from optimizer.report.accuracy import known_error
 from optimizer.report.card import describe_engine
+from optimizer.report.saturation import saturation
 from optimizer.version import package_version
 
 if TYPE_CHECKING:
@@ -45,7 +47,8 @@ def summarize(
     Returns
     -------
     dict
-        JSON values only. Of the keys: those of `Metrics.summary`; `engine`, by `describe_engine`;
+        JSON values only. Of the keys: those of `Metrics.summary`; `engine`, by `describe_engine`, with
+        `known_error` of its step times in this run; `saturation`, by the function of that name;
         `requests_per_second_simulated`, requests over `loop_seconds`, the wall time of the event loop;
         `quantiles`, by latency, 101 of them from the least to the greatest.
     """
@@ -58,9 +61,13 @@ def summarize(
         "seed": s.seed,
         "instance": instance.name,
         "instance_sha256": sha256 or instance.sha256,
-        "engine": describe_engine(instance.engine, s.schedule, card),
+        "engine": {
+            **describe_engine(instance.engine, s.schedule, card),
+            "known_error": known_error(instance.engine, s.schedule, card).to_document(),
+        },
         "limits": limits(instance.engine),
         **s.metrics.summary(),
+        "saturation": saturation(s.schedule, instance.requests, instance.engine),
         "requests_per_second_simulated": len(instance.requests) / loop_seconds if loop_seconds > 0 else None,
         "loop_seconds": loop_seconds,
         "events": s.events,

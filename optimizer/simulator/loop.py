@@ -51,8 +51,8 @@ class Loop:
         self.events = 0
         self.loop_seconds = 0.0
         self._pieces: dict[int, tuple[tuple[int, int], ...]] = {}
+        self._prompt_step = clock.prompt_step
         self._lags = lags
-        self._seen = 0
         self._finished: list[int] = []
         self._known: list[int] = []
         self._unfinished = len(state.left)
@@ -92,7 +92,7 @@ class Loop:
         while self._unfinished:
             events += 1
             if lags:
-                seen = self._seen
+                seen = self._last_step_start(now)
                 self._let_go()
             while next_arrival <= seen:
                 push(upcoming)
@@ -111,7 +111,7 @@ class Loop:
                     hold = 1  # so may a block that somebody fills
                 decoding = 0 if s.stalled else s.num_decoding
                 until = NEVER if s.deaf else next_arrival
-                if s.leaving:  # their seats and blocks are known to be free one step later
+                if lags and s.leaving:  # their seats and blocks are known to be free one step later
                     until = next_arrival
                     if waiting or s.held or s.cache is not None:
                         hold = 1
@@ -145,7 +145,7 @@ class Loop:
             if k == 0:
                 self._check_step(now, 0, decoding)
         end = now + first * k + growth * (k * (k - 1) // 2)
-        if end > until or self._lags:
+        if end > until:
             k, end = self._cut(now, first, growth, k, until)
         if s.cache is not None:
             s.use_decode_blocks(k)
@@ -180,11 +180,10 @@ class Loop:
                 contexts += c + n
                 rows += (run, request, n, c)
         context = s.context_sum + decoding if decoding else 0
-        first = self.clock.step(tokens, attention, len(chunks), contexts, decoding, context)
+        first = self._prompt_step(tokens, attention, len(chunks), contexts, decoding, context)
         if tokens + decoding > self._most_tokens or s.tight:
             self._check_step(now, tokens, decoding)
         k, end = 1, now + first
-        self._seen = now
         if hold > 1:
             k, end = self._repeat(now, first, (tokens, attention, contexts, decoding, context), hold, until)
         if s.cache is not None:
@@ -206,7 +205,7 @@ class Loop:
 
     def _repeat(self, now: int, first: int, sums: tuple[int, ...], hold: int, until: int) -> tuple[int, int]:
         """Give how often a step with one chunk can be repeated, and when that ends."""
-        s, step = self.state, self.clock.step
+        s, step = self.state, self._prompt_step
         tokens, attention, contexts, decoding, context = sums
         k = hold
         if decoding and s._next_end - s.clock < k:
@@ -225,22 +224,27 @@ class Loop:
             if last == first + j * growth:
                 break
             k //= 2
-        return self._cut(now, first, growth, k, until)
+        end = now + first * k + growth * (k * (k - 1) // 2)
+        return self._cut(now, first, growth, k, until) if end > until else (k, end)
 
     def _cut(self, now: int, first: int, growth: int, k: int, until: int) -> tuple[int, int]:
         """Give how many of k steps are run before an arrival can change the plan, and when that is."""
-        end = now + first * k + growth * (k * (k - 1) // 2)
-        if self._lags:
-            # It is known at the end of the step that starts after it.
-            known = 1 if until <= now else steps_to_reach(until - now, first, growth) + 1
-            if known < k:
-                k = known
-                end = now + first * k + growth * (k * (k - 1) // 2)
-            self._seen = end - first - growth * (k - 1)
-        elif end > until:
+        if not self._lags:
             k = steps_to_reach(until - now, first, growth)
-            end = now + first * k + growth * (k * (k - 1) // 2)
-        return k, end
+        else:  # it is known at the end of the step that starts after it
+            known = 1 if until <= now else steps_to_reach(until - now, first, growth) + 1
+            k = min(k, known)
+        return k, now + first * k + growth * (k * (k - 1) // 2)
+
+    def _last_step_start(self, now: int) -> int:
+        """Give when the step that ended now started; after an idle time, now: no step was in flight."""
+        last = self.state.recorder.last()
+        if last is None or last[1] != now:
+            return now
+        start, end, first, k = last[:4]
+        pairs = k * (k - 1) // 2
+        growth = (end - start - first * k) // pairs if pairs else 0
+        return end - first - growth * (k - 1)
 
     def _check_step(self, now: int, tokens: int, decoding: int) -> None:
         """Raise if the composed step is beyond the token budget, or takes more KV blocks than are free."""
@@ -316,8 +320,7 @@ class Loop:
                 f"{self.policy.name} is deadlocked at {seconds(now):.6f} s: it lets nothing run, nothing is to arrive, "
                 f"and {self._unfinished} requests are not finished; {self._who_waits()}, {len(s.running)} hold KV"
             )
-        self._seen = max(now, until)
-        return self._seen
+        return max(now, until)
 
     def _who_waits(self) -> str:
         first = next(iter(self.state.waiting), None)

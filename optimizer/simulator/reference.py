@@ -85,7 +85,7 @@ class ReferenceLoop(Loop):
             self.events += 1
             if self._lags:
                 self._let_go()
-            while arrival[upcoming] <= (self._seen if self._lags else now):
+            while arrival[upcoming] <= (self._last_step_start(now) if self._lags else now):
                 s.waiting.push(upcoming)
                 upcoming += 1
             s.begin(now, tight=s.pages)
@@ -112,7 +112,6 @@ class ReferenceLoop(Loop):
             len(decoding),
             context,
         )
-        self._seen = now
         s.recorder.runs.append((now, now + took, took, 1, len(decoding), context, prompt_tokens))
         now += took
         s.clock += bool(decoding)

@@ -207,7 +207,7 @@ class EngineState(DecodeGroup):
 
     def admit(self, request: int, cached: int = 0) -> None:
         """Give a request a seat; it must have left `waiting`. Its chunks follow with `schedule`."""
-        if request in self.running or self.free_seats() <= 0:
+        if request in self.running or len(self.running) + len(self.leaving) >= self.max_num_seqs:
             why = "it runs already" if request in self.running else f"all {self.max_num_seqs} seats are taken"
             raise PolicyError(
                 f"request {self.requests.name(request)} cannot be admitted at {self.now_s:.6f} s: {why}"

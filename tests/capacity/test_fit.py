@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from optimizer.capacity import engine_card
-from optimizer.capacity.fit import Group, errors, fit_step_time, main, split
+from optimizer.capacity.fit import Group, errors, fit_step_time, split
 from optimizer.capacity.host import Host, asynchronous, fit_busy, fit_hidden
 from optimizer.capacity.least_squares import non_negative
 from optimizer.capacity.refit import RUN_65B, SYNCHRONOUS, WINDOW, fit_65b, read_host
@@ -169,7 +169,7 @@ HEAD = "start_s,dispatched_s,completed_s,prefill_tokens,prefill_seqs,prefill_att
         (HEAD + "0,0,1,1,1,1,0,0\n0,0,1,-1,1,1,0,0\n", "line 3, field prefill_tokens: '-1' is no number"),
         (HEAD + "0,0,1,nan,1,1,0,0\n", "line 2, field prefill_tokens"),
         (HEAD + "0,0,1\n", "line 2, field prefill_tokens: None is no number"),
-        (HEAD + "0,2,1,1,1,1,0,0\n", "line 2: times run backwards"),
+        (HEAD + "0,2,1,1,1,1,0,0\n", "line 2, field completed_s: times run backwards"),
     ],
 )
 def test_a_wrong_log_is_named(tmp_path: Path, text: str, message: str) -> None:
@@ -179,11 +179,7 @@ def test_a_wrong_log_is_named(tmp_path: Path, text: str, message: str) -> None:
         read_step_log(path)
 
 
-def test_too_few_steps_and_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+def test_too_few_steps() -> None:
     log = read_step_log(DATA / SYNCHRONOUS["llama2-13b@h200"])
     with pytest.raises(InputError, match="too few"):
         fit_step_time(log[np.arange(20)])
-    main([str(DATA / SYNCHRONOUS["llama2-13b@h200"])])
-    printed = capsys.readouterr().out
-    assert "414 steps fitted, 105 held out" in printed
-    assert '"regimes"' in printed
