@@ -50,8 +50,10 @@ LEAST_RISE = 2.0
 """In square roots of the number of arrivals."""
 LEAST_REQUESTS = 30
 WATERMARK = 0.01
-LEAST_SEEN = 0.01
-"""Share of busy time in which a full batch must have been seen to be taken for what the policy makes of it."""
+SEEN_FULL = 0.25
+"""Share of busy time in which a full batch must have been seen to be taken for the usual one: rare ones are odd."""
+LEAST_HELD = 0.01
+"""Share of busy time from which on a policy that holds requests back by itself makes an estimate worthless."""
 
 LIMITS = ("seats", "kv_blocks", "token_budget", "policy")
 
@@ -122,7 +124,7 @@ def saturation(schedule: Schedule, requests: Requests, engine: Engine) -> dict[s
     said["label"] = label
     if label == "saturated":
         said |= {"margin": round(max(1 - growth, 0.0), 4), "margin_by": "served"}
-    elif label == "not saturated" and scarce.get("policy", 0.0) < LEAST_SEEN:
+    elif label == "not saturated" and scarce.get("policy", 0.0) < LEAST_HELD:
         # What was served, could be.
         rate = fluid_rate(schedule, requests, engine, _full_batch(running, limit, busy_s))
         margin = max(1.0, rate / (n / span_s))
@@ -174,7 +176,7 @@ def _by_then(s: Schedule, times: Floats) -> Ints:
 def _full_batch(running: Ints, limit: Ints, busy_s: Floats) -> float | None:
     """Requests that ran, on average over time, while others found no place; None: that was too rare to tell."""
     weight = np.where((limit == LIMITS.index("seats")) | (limit == LIMITS.index("kv_blocks")), busy_s, 0.0)
-    rare = weight.sum() < LEAST_SEEN * busy_s.sum()
+    rare = weight.sum() < SEEN_FULL * busy_s.sum()
     return None if rare or not weight.any() else float(running @ weight / weight.sum())
 
 

@@ -58,8 +58,8 @@ def test_saturated_above_the_rate_that_can_be_served_and_not_below(limit, policy
             found = judged(s)
             assert found["label"] == ("saturated" if factor > 1 else "not saturated"), (factor, found)
             if factor > 1:
-                assert found["margin"] == pytest.approx(1 / factor, abs=0.07)
-                assert found["growth"] == pytest.approx(1 - 1 / factor, abs=0.07)
+                assert found["margin"] == pytest.approx(1 / factor, abs=0.1)
+                assert found["growth"] == pytest.approx(1 - 1 / factor, abs=0.1)
             if policy == "vllm-v1":
                 assert found["margin"] * factor == pytest.approx(1.0, rel=0.25)
 
