@@ -87,17 +87,18 @@ class Loop:
         # Above this many tokens in the cache, a step may run out of blocks, and they have to be counted.
         safe_tokens = s.safe_tokens
         shares_outputs = s.cache is not None and s.cache.shares_outputs
-        lags = self._lags
-        now, seen, upcoming, next_arrival, events = 0, 0, 0, arrival[0], 0
+        lags, finished, known = self._lags, self._finished, self._known
+        now, upcoming, next_arrival, events = 0, 0, arrival[0], 0
         while self._unfinished:
             events += 1
-            if lags:
-                seen = self._last_step_start(now)
+            if lags and (finished or known):
                 self._let_go()
-            while next_arrival <= seen:
-                push(upcoming)
-                upcoming += 1
-                next_arrival = arrival[upcoming]
+            if next_arrival <= now:
+                seen = self._last_step_start(now) if lags else now
+                while next_arrival <= seen:
+                    push(upcoming)
+                    upcoming += 1
+                    next_arrival = arrival[upcoming]
             tight = s.context_sum + s.idle_tokens > safe_tokens
             if waiting or prefilling or tight or asks_always or s.held:
                 preempted = s.preemptions
@@ -116,15 +117,13 @@ class Loop:
                     if waiting or s.held or s.cache is not None:
                         hold = 1
                 if chunks:
-                    now = seen = self._prefill(now, decoding, hold, until)
+                    now = self._prefill(now, decoding, hold, until)
                     continue
                 if s.wake < until:
                     until = s.wake
             else:
                 hold, decoding, until = 0, s.num_decoding, next_arrival
-            now = seen = (
-                self._decode(now, decoding, hold, until, tight) if decoding else self._idle(now, until)
-            )
+            now = self._decode(now, decoding, hold, until, tight) if decoding else self._idle(now, until)
         self.events = events
 
     def _decode(self, now: int, decoding: int, hold: int, until: int, tight: bool) -> int:
@@ -296,15 +295,16 @@ class Loop:
 
     def _let_go(self, *, everybody: bool = False) -> None:
         """An asynchronous engine learns of finishes one step late: free what was finished before the last step."""
-        s = self.state
-        known, self._known = self._known, self._finished
-        self._finished = []
+        s, finished, known = self.state, self._finished, self._known
         if everybody:
-            known, self._known = known + self._known, []
+            known += finished
+            finished.clear()
         for request in known:
             s.leave(request)
             if self._tells_finishes:
                 self.policy.finished(s, request)
+        known[:] = finished
+        finished.clear()
 
     def _idle(self, now: int, until: int) -> int:
         """Nothing runs: go to the next arrival, or ask again if the policy has just thrown somebody out."""

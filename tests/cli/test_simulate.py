@@ -218,3 +218,58 @@ def test_hashes_stand_for_as_many_tokens_as_one_says(run, tmp_path):
     ended = run("simulate", "i.json", "--hash-block-tokens", 16)
     assert (ended.code, "leave this out" in ended.err) == (2, True)
     assert run("simulate", "gsm8k/gsm8k-1319", *ENGINE, "--hash-block-tokens", 16).code == 2
+
+
+def test_figures_have_the_range_that_the_error_of_the_card_gives(run, trace, tmp_path):
+    ended = run("simulate", trace, *ENGINE, "--json", "s.json")
+    summary = json.loads((tmp_path / "s.json").read_text())
+    band = summary["band"]
+    assert band["error"] == summary["engine"]["known_error"]["error"]
+    assert 0.02 < band["error"] < 0.08
+    assert set(band["regimes"]) <= {"prefill", "decode", "mixed"}
+    e2e = band["figures"]["e2e_mean_s"]
+    assert e2e["low"] < summary["e2e_mean_s"] < e2e["high"]
+    assert e2e["high"] / summary["e2e_mean_s"] == pytest.approx(1 + band["error"], rel=0.01), "nobody waits"
+    assert f"makespan       {summary['makespan_s']:.2f} (" in ended.out
+    assert "mean error of a step by the card" in ended.out
+    ended = run("simulate", trace, *ENGINE, "--no-band", "--json", "s.json")
+    without = json.loads((tmp_path / "s.json").read_text())["band"]
+    assert without == {**band, "figures": None}
+    assert "--band simulates it" in ended.out
+
+
+def test_only_quick_simulations_are_made_again_unasked(run, trace, tmp_path, monkeypatch):
+    monkeypatch.setattr("optimizer.cli.simulate._QUICK_S", -1.0)
+    for options, figures in (((), False), (("--band",), True)):
+        assert run("simulate", trace, *ENGINE, *options, "--json", "s.json").code == 0
+        band = json.loads((tmp_path / "s.json").read_text())["band"]
+        assert (band["figures"] is not None) is figures
+
+
+def test_says_when_the_range_is_not_known_or_not_all(run, trace, tmp_path):
+    ended = run("simulate", trace, "--engine", "opt-13b-tp1@a100-80-vllm", "--max-prompt", 50)
+    assert "how far step times are off is not known (the card states no error)" in ended.out
+    assert " to " not in ended.out.partition("makespan")[2].partition("\n")[0]
+    ended = run("simulate", trace, "--engine", "llama3.1-70b-tp4@h100")
+    assert "7 % less to 82 % more" in ended.out
+    text = (catalogue_path("models") / "engines/llama3.1-8b@h200.yaml").read_text()
+    (tmp_path / "mine.yaml").write_text(text.replace("[0, 129457]", "[0, 10]"))
+    ended = run("simulate", trace, "--engine", "mine.yaml")
+    assert "they may be off by more" in ended.out
+
+
+def test_says_whether_the_engine_was_saturated(run, trace, lengths, tmp_path):
+    assert "too few requests to tell" in run("simulate", trace, *ENGINE).out
+    assert "batch: all requests at once" in run("simulate", lengths, *ENGINE).out
+    chats = ("generate", "chat", "--n", 600, "--rate", 20, "--out", "chats.csv")
+    assert run(*chats).code == 0
+    options = ("--max-num-seqs", 4, "--json", "s.json")
+    ended = run("simulate", "chats.csv", *ENGINE, *options)
+    assert "SATURATED: the queue grew by" in ended.out
+    assert ": by seats" in ended.out
+    estimated = json.loads((tmp_path / "s.json").read_text())["saturation"]
+    ended = run("simulate", "chats.csv", *ENGINE, *options, "--margin")
+    simulated = json.loads((tmp_path / "s.json").read_text())["saturation"]
+    assert "times the rate (simulated)" in ended.out
+    assert (estimated["margin_by"], simulated["margin_by"]) == ("served", "simulated")
+    assert simulated["margin"] == pytest.approx(estimated["margin"], rel=0.3)

@@ -7,6 +7,7 @@ import math
 import pytest
 from pydantic import ValidationError
 
+from optimizer.capacity.step_time import StepClock
 from optimizer.problem import Engine, StepPiece, StepRegime, StepTime
 
 STEP_TIME = StepTime.affine(base_s=0.01)
@@ -168,3 +169,10 @@ def test_affine_is_one_piece_for_every_step():
     """The simplest model."""
     model = StepTime.affine(base_s=0.004, per_decode_seq_s=2e-5)
     assert model.regimes == (StepRegime(pieces=(StepPiece(base_s=0.004, per_decode_seq_s=2e-5),)),)
+
+
+def test_a_scaled_model_takes_every_step_as_many_times_longer():
+    model = StepTime.affine(base_s=0.004, per_prefill_token_s=2e-5, per_decode_context_s=1e-8)
+    one, three = StepClock(model), StepClock(model.scaled(3.0))
+    work = {"prefill_tokens": 70, "decode_seqs": 9, "decode_context": 900}
+    assert three.step(**work) == 3 * one.step(**work)
