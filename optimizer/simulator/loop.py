@@ -53,6 +53,7 @@ class Loop:
         self._pieces: dict[int, tuple[tuple[int, int], ...]] = {}
         self._prompt_step = clock.prompt_step
         self._lags = lags
+        self._rested = -1
         self._finished: list[int] = []
         self._known: list[int] = []
         self._unfinished = len(state.left)
@@ -238,7 +239,7 @@ class Loop:
     def _last_step_start(self, now: int) -> int:
         """Give when the step that ended now started; after an idle time, now: no step was in flight."""
         last = self.state.recorder.last()
-        if last is None or last[1] != now:
+        if last is None or last[1] != now or self._rested == now:
             return now
         start, end, first, k = last[:4]
         pairs = k * (k - 1) // 2
@@ -309,18 +310,20 @@ class Loop:
     def _idle(self, now: int, until: int) -> int:
         """Nothing runs: go to the next arrival, or ask again if the policy has just thrown somebody out."""
         s = self.state
+        self._rested = now  # no step is in flight: everything that is there is known
         if s.now == now and s.preemptions > self._preemptions_at_progress and s.waiting and not s.running:
             self._preemptions_at_progress = s.preemptions
             return now
         if s.leaving:
-            self._let_go(everybody=True)  # no step is in flight: everything is known
+            self._let_go(everybody=True)
             return now
         if until >= NEVER:
             raise PolicyError(
                 f"{self.policy.name} is deadlocked at {seconds(now):.6f} s: it lets nothing run, nothing is to arrive, "
                 f"and {self._unfinished} requests are not finished; {self._who_waits()}, {len(s.running)} hold KV"
             )
-        return max(now, until)
+        self._rested = max(now, until)
+        return self._rested
 
     def _who_waits(self) -> str:
         first = next(iter(self.state.waiting), None)
