@@ -49,10 +49,11 @@ def fluid_rate(
     decodes = float(out.mean()) - 1  # the first token comes with the prompt
     middle = float((requests.prompt_tokens + out / 2) @ out / out.sum())
     budget = s.max_num_batched_tokens or math.inf
-    # A request stays for its decodes and one step of its prompt.
+    # A request stays for its decodes and one step of its prompt; its seat may come free a step later.
+    stay = decodes + 1 + engine.async_scheduling
     full = full_batch or min(engine.max_num_seqs, engine.kv_tokens / _held(s, requests, middle))
-    running = min(max(full, 1.0), budget * (decodes + 1) / (prompt + decodes))
-    admitted = running / (decodes + 1)
+    running = min(max(full, 1.0), budget * stay / (prompt + decodes))
+    admitted = running / stay
     decoding = admitted * decodes
     # Steps with a prompt: those that somebody enters (at random), or as many as the budget needs.
     share = min(1.0, max(1 - math.exp(-admitted), admitted * prompt / max(budget - decoding, 1.0)))

@@ -2,7 +2,8 @@
 
 **Held back.** A request is held back while a step starts without it that could have had it: it had arrived (or was
 preempted) before. Waiting for the running step to end is no such thing, and goes on at every load. With
-asynchronous scheduling a step knows of what arrived before the one ahead of it started, so one step more is free.
+asynchronous scheduling a step knows of what arrived before the one ahead of it started, so one step more is free; and
+seats and blocks of requests that finish with a step are taken during the next one.
 
 **Saturated.** Requests arrive faster than the engine serves them, so that the queue grows as long as they
 arrive. Over the span from the first arrival to the last, all three must hold:
@@ -55,6 +56,9 @@ SEEN_FULL = 0.25
 LEAST_HELD = 0.01
 """Share of busy time from which on a policy that holds requests back by itself makes an estimate worthless."""
 
+_MOMENT_S = 1e-9
+"""Shorter than any step."""
+
 LIMITS = ("seats", "kv_blocks", "token_budget", "policy")
 
 
@@ -94,7 +98,9 @@ def saturation(schedule: Schedule, requests: Requests, engine: Engine) -> dict[s
     left = _held_back(schedule, stays, engine.async_scheduling)
     busy_s = schedule.end_s - schedule.start_s
     total_s = float(busy_s.sum())
-    running = _by_then(schedule, stays.admitted_s) - _by_then(schedule, stays.left_s)
+    # Whoever finishes with a step still has a seat in the next one, where that was composed before.
+    lag_s = _MOMENT_S if engine.async_scheduling else 0.0
+    running = _by_then(schedule, stays.admitted_s) - _by_then(schedule, stays.left_s + lag_s)
     limit = _limits(schedule, requests, engine, running, left > 0)
     scarce = {
         name: share
@@ -187,7 +193,10 @@ def _limits(s: Schedule, requests: Requests, engine: Engine, running: Ints, held
     if not held.any():
         return limit
     chunk, need = _needs_of_next(s, requests)
-    free = engine.kv_tokens - kv_tokens_by_run(s)[0]
+    kv = kv_tokens_by_run(s)[0]
+    if engine.async_scheduling:
+        kv = kv + _held_on(s, requests)
+    free = engine.kv_tokens - kv
     seats = running >= engine.max_num_seqs
     blocks = free < need + s.block_tokens + WATERMARK * engine.kv_tokens
     tokens = s.prefill_tokens + s.decode_seqs
@@ -196,6 +205,15 @@ def _limits(s: Schedule, requests: Requests, engine: Engine, running: Ints, held
         budget = s.max_num_batched_tokens - tokens < chunk
     limit[held] = np.select([seats, blocks, budget], [0, 1, 2], 3)[held]
     return limit
+
+
+def _held_on(s: Schedule, requests: Requests) -> Ints:
+    """By run: KV tokens of those that finished as it started, whose blocks its first step could not have yet."""
+    run = np.searchsorted(s.start_s, s.finish_s - _MOMENT_S)
+    held = -(-(requests.prompt_tokens + requests.output_tokens) // s.block_tokens) * s.block_tokens
+    at = np.minimum(run, len(s.start_s) - 1)
+    rows = np.abs(s.start_s[at] - s.finish_s) <= _MOMENT_S
+    return np.bincount(at[rows], held[rows], minlength=len(s.steps)).astype(np.int64)
 
 
 def _needs_of_next(s: Schedule, requests: Requests) -> tuple[Ints, Ints]:

@@ -46,6 +46,7 @@ def at_once(engine, policy):
 @pytest.mark.parametrize(
     ("limit", "policy"),
     [
+        ("asynchronous", "vllm-v1"),
         *(
             (limit, policy)
             for limit in ("seats", "kv_blocks")
@@ -56,7 +57,7 @@ def at_once(engine, policy):
     ],
 )
 def test_saturated_above_the_rate_that_can_be_served_and_not_below(limit, policy):
-    engine = ENGINES[limit]
+    engine = ENGINES["seats"].replace(async_scheduling=True) if limit == "asynchronous" else ENGINES[limit]
     rate = served_rate(engine, policy)
     for factor in (0.5, 0.9, 1.1, 2.0):
         for seed in range(2):
@@ -84,13 +85,15 @@ def test_bursts_that_drain_are_no_saturation():
     assert judged(simulate(Instance("late", late, engine)))["label"] == "not saturated"
 
 
+@pytest.mark.parametrize("asynchronous", [False, True])
 @pytest.mark.parametrize("limit", ENGINES)
-def test_in_a_batch_what_is_scarce_is_named(limit):
-    found = judged(at_once(ENGINES[limit], "vllm-v1"))
+def test_in_a_batch_what_is_scarce_is_named(limit, asynchronous):
+    found = judged(at_once(ENGINES[limit].replace(async_scheduling=asynchronous), "vllm-v1"))
     assert found["label"] == "batch"
     assert (found["growth"], found["busy_share"], found["margin"]) == (None, None, None)
     assert max(found["scarce"], key=found["scarce"].get) == limit
     assert found["scarce"][limit] > 0.8
+    assert found["scarce"].get("policy", 0.0) < 0.02
     assert sum(found["scarce"].values()) == pytest.approx(found["held_back_share"], abs=1e-3)
     assert limit.replace("_", " ") in about(found)[0]
 
