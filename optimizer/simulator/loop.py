@@ -53,7 +53,9 @@ class Loop:
         self._pieces: dict[int, tuple[tuple[int, int], ...]] = {}
         self._prompt_step = clock.prompt_step
         self._lags = lags
-        self._rested = -1
+        self._seen = 0
+        """What arrived by then is known to an asynchronous engine: when the last step started."""
+        self._upcoming = 0
         self._finished: list[int] = []
         self._known: list[int] = []
         self._unfinished = len(state.left)
@@ -90,16 +92,18 @@ class Loop:
         shares_outputs = s.cache is not None and s.cache.shares_outputs
         lags, finished, known = self._lags, self._finished, self._known
         now, upcoming, next_arrival, events = 0, 0, arrival[0], 0
+        self._upcoming = next_arrival
         while self._unfinished:
             events += 1
             if lags and (finished or known):
                 self._let_go()
             if next_arrival <= now:
-                seen = self._last_step_start(now) if lags else now
+                seen = self._seen if lags else now
                 while next_arrival <= seen:
                     push(upcoming)
                     upcoming += 1
                     next_arrival = arrival[upcoming]
+                self._upcoming = next_arrival
             tight = s.context_sum + s.idle_tokens > safe_tokens
             if waiting or prefilling or tight or asks_always or s.held:
                 preempted = s.preemptions
@@ -147,6 +151,7 @@ class Loop:
         end = now + first * k + growth * (k * (k - 1) // 2)
         if end > until:
             k, end = self._cut(now, first, growth, k, until)
+        self._seen = end - first - growth * (k - 1)
         if s.cache is not None:
             s.use_decode_blocks(k)
         s.recorder.runs.append((now, end, first, k, decoding, context, 0))
@@ -184,6 +189,7 @@ class Loop:
         if tokens + decoding > self._most_tokens or s.tight:
             self._check_step(now, tokens, decoding)
         k, end = 1, now + first
+        self._seen = now
         if hold > 1:
             k, end = self._repeat(now, first, (tokens, attention, contexts, decoding, context), hold, until)
         if s.cache is not None:
@@ -225,7 +231,10 @@ class Loop:
                 break
             k //= 2
         end = now + first * k + growth * (k * (k - 1) // 2)
-        return self._cut(now, first, growth, k, until) if end > until else (k, end)
+        if end > until:
+            k, end = self._cut(now, first, growth, k, until)
+        self._seen = end - first - growth * (k - 1)
+        return k, end
 
     def _cut(self, now: int, first: int, growth: int, k: int, until: int) -> tuple[int, int]:
         """Give how many of k steps are run before an arrival can change the plan, and when that is."""
@@ -235,16 +244,6 @@ class Loop:
             known = 1 if until <= now else steps_to_reach(until - now, first, growth) + 1
             k = min(k, known)
         return k, now + first * k + growth * (k * (k - 1) // 2)
-
-    def _last_step_start(self, now: int) -> int:
-        """Give when the step that ended now started; after an idle time, now: no step was in flight."""
-        last = self.state.recorder.last()
-        if last is None or last[1] != now or self._rested == now:
-            return now
-        start, end, first, k = last[:4]
-        pairs = k * (k - 1) // 2
-        growth = (end - start - first * k) // pairs if pairs else 0
-        return end - first - growth * (k - 1)
 
     def _check_step(self, now: int, tokens: int, decoding: int) -> None:
         """Raise if the composed step is beyond the token budget, or takes more KV blocks than are free."""
@@ -284,7 +283,7 @@ class Loop:
         s = self.state
         self.finish[request] = now
         self._unfinished -= 1
-        if self._lags:
+        if self._lags and self._matters_when_known(request, now):
             s.leave_later(request)
             self._finished.append(request)
             return
@@ -293,6 +292,17 @@ class Loop:
         del s.running[request]
         if self._tells_finishes:
             self.policy.finished(s, request)
+
+    def _matters_when_known(self, request: int, now: int) -> bool:
+        """Say whether it can make a difference that a finish is known only a step later: if anybody waits for
+        the seat or the blocks, or counts on hearing of it."""
+        s = self.state
+        return bool(
+            s.waiting
+            or self._upcoming <= now
+            or self._tells_finishes
+            or s.context_sum + s.idle_tokens + s.computed[request] > s.safe_tokens
+        )
 
     def _let_go(self, *, everybody: bool = False) -> None:
         """An asynchronous engine learns of finishes one step late: free what was finished before the last step."""
@@ -310,7 +320,7 @@ class Loop:
     def _idle(self, now: int, until: int) -> int:
         """Nothing runs: go to the next arrival, or ask again if the policy has just thrown somebody out."""
         s = self.state
-        self._rested = now  # no step is in flight: everything that is there is known
+        self._seen = now  # no step is in flight: everything that is there is known
         if s.now == now and s.preemptions > self._preemptions_at_progress and s.waiting and not s.running:
             self._preemptions_at_progress = s.preemptions
             return now
@@ -322,8 +332,8 @@ class Loop:
                 f"{self.policy.name} is deadlocked at {seconds(now):.6f} s: it lets nothing run, nothing is to arrive, "
                 f"and {self._unfinished} requests are not finished; {self._who_waits()}, {len(s.running)} hold KV"
             )
-        self._rested = max(now, until)
-        return self._rested
+        self._seen = max(now, until)
+        return self._seen
 
     def _who_waits(self) -> str:
         first = next(iter(self.state.waiting), None)

@@ -30,7 +30,6 @@ class Recorder:
     __slots__ = (
         "_held",
         "_kept",
-        "_last",
         "_opened",
         "caches",
         "chunks",
@@ -45,7 +44,6 @@ class Recorder:
         self.runs: list[Run] = []
         self._kept: list[tuple[np.ndarray[Any, Any], ...]] = []
         self.flushed = 0
-        self._last: Run | None = None
         self.chunks: list[int] = []
         self.decodes: list[int] = []
         self.preempts: list[int] = []
@@ -58,10 +56,6 @@ class Recorder:
     def count(self) -> int:
         """Runs noted so far: the number of the next one."""
         return self.flushed + len(self.runs)
-
-    def last(self) -> Run | None:
-        """Give the last run noted, if there is one."""
-        return self.runs[-1] if self.runs else self._last
 
     def joined(self, request: int) -> None:
         """Note that a request decodes from the next run on."""
@@ -106,7 +100,6 @@ class Recorder:
         for i in compress(range(1, n), map(ne, start[1:], end)):
             start_s[i] = start[i] / TICKS_PER_SECOND
         self._kept.append((start_s, end_s, _seconds(first), *(np.fromiter(c, np.int64, n) for c in rest)))
-        self._last = self.runs[-1]
         self.flushed += len(self.runs)
         self.runs.clear()
 

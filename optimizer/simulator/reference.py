@@ -77,6 +77,9 @@ class ReferenceLoop(Loop):
 
     state: ReferenceState
 
+    def _matters_when_known(self, request: int, now: int) -> bool:
+        return True
+
     def _run(self) -> None:
         s, policy = self.state, self.policy
         arrival = [*s.arrival, NEVER]
@@ -85,7 +88,7 @@ class ReferenceLoop(Loop):
             self.events += 1
             if self._lags:
                 self._let_go()
-            while arrival[upcoming] <= (self._last_step_start(now) if self._lags else now):
+            while arrival[upcoming] <= (self._seen if self._lags else now):
                 s.waiting.push(upcoming)
                 upcoming += 1
             s.begin(now, tight=s.pages)
@@ -112,6 +115,7 @@ class ReferenceLoop(Loop):
             len(decoding),
             context,
         )
+        self._seen = now
         s.recorder.runs.append((now, now + took, took, 1, len(decoding), context, prompt_tokens))
         now += took
         s.clock += bool(decoding)
