@@ -118,7 +118,8 @@ class ChunkedPrefill(Policy):
         waiting = s.waiting
         s.deaf = not budget
         if waiting and budget:
-            seats = s.free_seats()
+            seats = s.max_num_seqs - len(s.running) - len(s.leaving)
+            most_of_a_prompt = self.most_of_a_prompt
             refused = False
             while budget and seats > 0 and most and waiting:
                 request = waiting.head()
@@ -129,8 +130,8 @@ class ChunkedPrefill(Policy):
                 waiting.pop()
                 s.admit(request, cached)
                 tokens = s.left[request]
-                if tokens > self.most_of_a_prompt:
-                    tokens = self.most_of_a_prompt
+                if tokens > most_of_a_prompt:
+                    tokens = most_of_a_prompt
                 if tokens > budget:
                     tokens = budget
                 if s.tight:

@@ -93,7 +93,8 @@ class DecodeGroup:
         heappush(self._heap, finish * self._size + request)
         if finish < self._next_end:
             self._next_end = finish
-        self.recorder.joined(request)
+        recorder = self.recorder
+        recorder.opened[request] = recorder.flushed + len(recorder.runs)
 
     def _leave(self, request: int) -> None:
         """Take a request out of the decoding ones."""

@@ -56,6 +56,7 @@ class Loop:
         self._seen = 0
         """What arrived by then is known to an asynchronous engine: when the last step started."""
         self._upcoming = 0
+        """When the next request arrives that is not known yet."""
         self._finished: list[int] = []
         self._known: list[int] = []
         self._unfinished = len(state.left)
@@ -151,7 +152,8 @@ class Loop:
         end = now + first * k + growth * (k * (k - 1) // 2)
         if end > until:
             k, end = self._cut(now, first, growth, k, until)
-        self._seen = end - first - growth * (k - 1)
+        if self._lags:
+            self._seen = end - first - growth * (k - 1)
         if s.cache is not None:
             s.use_decode_blocks(k)
         s.recorder.runs.append((now, end, first, k, decoding, context, 0))
@@ -283,7 +285,14 @@ class Loop:
         s = self.state
         self.finish[request] = now
         self._unfinished -= 1
-        if self._lags and self._matters_when_known(request, now):
+        # That a finish is known only a step later matters if anybody waits for the seat or the blocks, or counts
+        # on hearing of it.
+        if self._lags and (
+            s.waiting
+            or self._upcoming <= now
+            or self._tells_finishes
+            or s.context_sum + s.idle_tokens + s.computed[request] > s.safe_tokens
+        ):
             s.leave_later(request)
             self._finished.append(request)
             return
@@ -292,17 +301,6 @@ class Loop:
         del s.running[request]
         if self._tells_finishes:
             self.policy.finished(s, request)
-
-    def _matters_when_known(self, request: int, now: int) -> bool:
-        """Say whether it can make a difference that a finish is known only a step later: if anybody waits for
-        the seat or the blocks, or counts on hearing of it."""
-        s = self.state
-        return bool(
-            s.waiting
-            or self._upcoming <= now
-            or self._tells_finishes
-            or s.context_sum + s.idle_tokens + s.computed[request] > s.safe_tokens
-        )
 
     def _let_go(self, *, everybody: bool = False) -> None:
         """An asynchronous engine learns of finishes one step late: free what was finished before the last step."""

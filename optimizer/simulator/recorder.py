@@ -24,18 +24,19 @@ _RUN = ("start_s", "end_s", "first_step_s", "steps", "decode_seqs", "decode_cont
 class Recorder:
     """Takes notes during a simulation; the tables are those of `Schedule`.
 
-    A run is noted by appending it to `runs`; its chunks before that, with the number `count`.
+    A run is noted by appending it to `runs`; its chunks before that, with the number `count`; who decodes
+    from the next run on, by its number in `opened`.
     """
 
     __slots__ = (
         "_held",
         "_kept",
-        "_opened",
         "caches",
         "chunks",
         "decodes",
         "flushed",
         "holds",
+        "opened",
         "preempts",
         "runs",
     )
@@ -49,7 +50,7 @@ class Recorder:
         self.preempts: list[int] = []
         self.caches: list[int] = []
         self.holds: list[int] = []
-        self._opened = [0] * size
+        self.opened = [0] * size
         self._held: dict[int, tuple[int, int, int]] = {}
 
     @property
@@ -57,15 +58,11 @@ class Recorder:
         """Runs noted so far: the number of the next one."""
         return self.flushed + len(self.runs)
 
-    def joined(self, request: int) -> None:
-        """Note that a request decodes from the next run on."""
-        self._opened[request] = self.flushed + len(self.runs)
-
     def left(self, request: int) -> None:
         """Note that a request decodes no more."""
         last = self.flushed + len(self.runs) - 1
-        if self._opened[request] <= last:
-            self.decodes += (request, self._opened[request], last)
+        if self.opened[request] <= last:
+            self.decodes += (request, self.opened[request], last)
         if len(self.runs) >= _FLUSH:
             self._flush()
 

@@ -52,7 +52,7 @@ class ReferenceState(EngineState):
         self.tokens_out[request] = generated
         self.decoding[request] = None
         self.num_decoding = len(self.decoding)
-        self.recorder.joined(request)
+        self.recorder.opened[request] = self.recorder.count
 
     def _leave(self, request: int) -> None:
         self._generated[request] = self.tokens_out[request]
@@ -76,9 +76,6 @@ class ReferenceLoop(Loop):
     """Runs a policy step by step; events have the same order as in `Loop`."""
 
     state: ReferenceState
-
-    def _matters_when_known(self, request: int, now: int) -> bool:
-        return True
 
     def _run(self) -> None:
         s, policy = self.state, self.policy

@@ -207,12 +207,13 @@ class EngineState(DecodeGroup):
 
     def admit(self, request: int, cached: int = 0) -> None:
         """Give a request a seat; it must have left `waiting`. Its chunks follow with `schedule`."""
-        if request in self.running or len(self.running) + len(self.leaving) >= self.max_num_seqs:
+        running = self.running
+        if request in running or len(running) + len(self.leaving) >= self.max_num_seqs:
             why = "it runs already" if request in self.running else f"all {self.max_num_seqs} seats are taken"
             raise PolicyError(
                 f"request {self.requests.name(request)} cannot be admitted at {self.now_s:.6f} s: {why}"
             )
-        self.running[request] = None
+        running[request] = None
         self.prefilling.append(request)
         self._admissions += 1
         self.admission[request] = self._admissions
