@@ -69,8 +69,7 @@ def test_a_segment_of_decodes_goes_from_the_next_run_to_the_last():
     """Who joins and leaves between two runs took part in none, and has no row."""
     book = Recorder(3)
     run(book)
-    book.joined(0)
-    book.joined(1)
+    book.opened[0] = book.opened[1] = book.count
     book.left(1)
     run(book)
     run(book)
