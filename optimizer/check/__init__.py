@@ -82,7 +82,7 @@ def check(schedule: Schedule, instance: Instance) -> CheckReport:
         ledger = follow(sound, instance, decoded, found)
         check_outcomes(sound, ledger, found)
         check_runs(sound, instance, ledger, decoded, found)
-        prefix = check_prefix_hits(sound, instance, ledger, found)
+        prefix = check_prefix_hits(sound, instance, ledger, decoded, found)
         if sound.reserves:
             check_reservations(sound, instance.engine, ledger, decoded, found)
         else:

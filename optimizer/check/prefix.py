@@ -56,6 +56,8 @@ class BlockNames:
         self.shared: Ints = np.zeros(len(requests), np.int64)
         """By request: leading blocks that other requests can have, too."""
         self.private_from = 0
+        self.outputs_shared: NDArray[np.bool_] = np.zeros(len(requests), np.bool_)
+        """By request: whether blocks that it fills while it decodes are among those."""
         self._longest = int(-(-(requests.prompt_tokens + requests.output_tokens).max() // b)) + 1
         if prefix is None or (prefix.block_tokens % b and b % prefix.block_tokens):
             return
@@ -68,6 +70,7 @@ class BlockNames:
             prefix.hashed_tokens(requests) // b, hashes * self._blocks_per_hash // self._hashes_per_block
         )
         self.private_from = len(known) * self._blocks_per_hash
+        self.outputs_shared = self.shared * b > requests.prompt_tokens
 
     def of(self, request: Ints, place: Ints) -> Ints:
         """Name the blocks at some places (0: the first) of some requests."""
@@ -87,7 +90,9 @@ class BlockNames:
         return among
 
 
-def check_prefix_hits(schedule: Schedule, instance: Instance, ledger: Ledger, found: Findings) -> PrefixUse:
+def check_prefix_hits(
+    schedule: Schedule, instance: Instance, ledger: Ledger, decoded: Ints, found: Findings
+) -> PrefixUse:
     """Check every hit, and give what the blocks behind them occupy."""
     engine, runs = instance.engine, len(schedule.steps)
     nothing = PrefixUse(np.zeros(runs, np.int64), np.zeros(runs, np.int64))
@@ -111,7 +116,7 @@ def check_prefix_hits(schedule: Schedule, instance: Instance, ledger: Ledger, fo
     unit = _unit(schedule, engine, ledger, found)
     names = BlockNames(instance.requests, unit)
     claims = _claims(ledger, names, unit)
-    computed = _computed(schedule, ledger, names, claims.names, unit)
+    computed = _computed(schedule, ledger, decoded, names, claims.names, unit)
     _check_computed_before(schedule, ledger, claims, computed, found)
     shared, kept = _occupied(claims.intervals(ledger), computed.intervals, runs)
     return PrefixUse(shared * (unit // b), kept * (unit // b))
@@ -166,7 +171,9 @@ def _moment(run: Any, row: Any, rows: int) -> Any:
     return run * (rows + 1) + row + 1
 
 
-def _computed(s: Schedule, ledger: Ledger, names: BlockNames, claimed: Ints, b: int) -> _Computed:
+def _computed(
+    s: Schedule, ledger: Ledger, decoded: Ints, names: BlockNames, claimed: Ints, b: int
+) -> _Computed:
     rows, runs = len(s.chunk_run), len(s.steps)
     ready = np.full(len(claimed), _moment(runs + 1, 0, rows + 1))
     found: list[tuple[Ints, ...]] = []
@@ -185,12 +192,17 @@ def _computed(s: Schedule, ledger: Ledger, names: BlockNames, claimed: Ints, b: 
         in_first_step = (place + 1) * b <= ledger.chunk_before[row] + s.chunk_tokens[row]
         moment = np.where(in_first_step, _moment(run, row, rows + 1), _moment(run + 1, -1, rows + 1))
         take(s.chunk_request, place, row, run, ledger.episode_last[ledger.chunk_episode[row]], moment)
-    # Decodes fill private blocks alone, which only their own request can hit, after a preemption.
-    again = names.private_claimed(claimed)[s.decode_request]
+    # Decodes fill blocks that others can have where outputs are hashed; else only their own request can hit
+    # them, after a preemption.
+    again = (names.private_claimed(claimed) | names.outputs_shared)[s.decode_request]
     for row, nth in expand(np.where(again, ledger.decode_after // b - ledger.decode_before // b, 0)):
-        place, run = ledger.decode_before[row] // b + nth, s.decode_last_run[row]
-        last = ledger.episode_last[ledger.decode_episode[row]]
-        take(s.decode_request, place, row, np.minimum(run, last), last, _moment(run + 1, -1, rows + 1))
+        before = ledger.decode_before[row]
+        place = before // b + nth
+        filled_by = decoded[s.decode_first_run[row]] + (place + 1) * b - before - 1  # which decode step
+        run = np.searchsorted(decoded, filled_by, side="right") - 1
+        # Decodes stand before admissions in a step: a block filled by the run's first step can be hit in it.
+        moment = _moment(run + (filled_by > decoded[run]), -1, rows + 1)
+        take(s.decode_request, place, row, run, ledger.episode_last[ledger.decode_episode[row]], moment)
     intervals = _Intervals(*(_joined([part[k] for part in found]) for k in range(3)))
     return _Computed(intervals, ready)
 

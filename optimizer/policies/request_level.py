@@ -45,7 +45,7 @@ class FasterTransformer(Policy):
         """Compose the next step."""
         s = state
         s.deaf = True
-        if s.running:
+        if s.running or s.leaving:
             return
         for _ in range(self.batch_size(s)):
             if not self.memory.start(s.waiting.head(), self._length):
@@ -54,7 +54,7 @@ class FasterTransformer(Policy):
 
     def finished(self, state: EngineState, request: int) -> None:
         """Free the memory of the batch with its last member."""
-        if not state.running:
+        if not state.running and not state.leaving:
             for member in list(self.memory.held):
                 self.memory.give_back(member)
 

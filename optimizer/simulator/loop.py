@@ -120,7 +120,7 @@ class Loop:
                 until = NEVER if s.deaf else next_arrival
                 if lags and s.leaving:  # their seats and blocks are known to be free one step later
                     until = next_arrival
-                    if waiting or s.held or s.cache is not None:
+                    if waiting or s.held or s.cache is not None or self._tells_finishes:
                         hold = 1
                 if chunks:
                     now = self._prefill(now, decoding, hold, until)
@@ -129,6 +129,8 @@ class Loop:
                     until = s.wake
             else:
                 hold, decoding, until = 0, s.num_decoding, next_arrival
+                if lags and s.leaving and self._tells_finishes:
+                    hold = 1
             now = self._decode(now, decoding, hold, until, tight) if decoding else self._idle(now, until)
         self.events = events
 
@@ -329,6 +331,11 @@ class Loop:
             raise PolicyError(
                 f"{self.policy.name} is deadlocked at {seconds(now):.6f} s: it lets nothing run, nothing is to arrive, "
                 f"and {self._unfinished} requests are not finished; {self._who_waits()}, {len(s.running)} hold KV"
+            )
+        if until <= now and s.wake <= now:
+            raise PolicyError(
+                f"{self.policy.name} lets nothing run at {seconds(now):.6f} s and asks to be woken at a moment that is past; "
+                f"{self._who_waits()}"
             )
         self._seen = max(now, until)
         return self._seen

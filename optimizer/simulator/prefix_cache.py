@@ -143,6 +143,13 @@ class PrefixCache:
         """Give back one block that was taken for a token that is not decoded after all."""
         self._fresh += 1
 
+    def withdraw(self, request: int, tokens: int) -> None:
+        """Forget what was made known of a request beyond its first `tokens` tokens: it is not decoded after all."""
+        held = self._held[request]
+        for block in held[tokens // self.block_tokens :]:
+            self._forget(block)
+        del held[-(-tokens // self.block_tokens) :]
+
     def release(self, request: int, tokens: int) -> None:
         """Free all blocks of a request that holds `tokens` tokens, last block first."""
         held = self._held.pop(request)
@@ -169,14 +176,18 @@ class PrefixCache:
             self._fresh -= 1
             return _Block()
         block, _ = self._freed.popitem(last=False)
-        if block.key is not None:
-            same = self._cached[block.key]
-            del same[block]
-            if not same:
-                del self._cached[block.key]
-            block.key = None
+        self._forget(block)
         block.users = 1
         return block
+
+    def _forget(self, block: _Block) -> None:
+        if block.key is None:
+            return
+        same = self._cached[block.key]
+        del same[block]
+        if not same:
+            del self._cached[block.key]
+        block.key = None
 
     def check_integrity(self, used: int, blocks: int) -> None:
         """Assert that used and free blocks are all there are."""

@@ -253,6 +253,8 @@ class EngineState(DecodeGroup):
         tokens = self.context(request)
         self.publish_decoded()
         if self.is_decoding(request):
+            if self._took and self.cache is not None:
+                self.cache.withdraw(request, tokens)  # the token of this step, which it does not decode
             if self._took and tokens % self.block_tokens == 0:
                 self._taken -= 1  # the block put aside for it is free again
                 if self.cache is not None:
