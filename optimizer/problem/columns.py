@@ -59,7 +59,9 @@ def real_numbers(column: Any, field: str, where: Locate) -> Floats:
 def _floats(column: Any, field: str, where: Locate, expected: str) -> Floats:
     try:
         array = np.asarray(column)
-        if array.dtype.kind in "iuf":
+        # Python's True is a number to numpy, and no number to us.
+        plain = isinstance(column, np.ndarray) or not any(isinstance(x, bool) for x in column)
+        if array.dtype.kind in "iuf" and array.ndim == 1 and plain:
             return array.astype(np.float64)
     except (ValueError, OverflowError):
         pass

@@ -241,6 +241,10 @@ def read_json(path: str | Path) -> Any:
         raise InputError(f"is no text: {error.reason} at byte {error.start}", file=str(path)) from None
     except json.JSONDecodeError as error:
         raise InputError(f"is no JSON: {error.msg}", file=str(path), line=error.lineno) from None
+    except (RecursionError, ValueError):
+        raise InputError(
+            "is no JSON that can be read: a nesting is too deep or a number too long", file=str(path)
+        ) from None
 
 
 def from_pydantic(error: ValidationError, file: str | None) -> InputError:

@@ -177,7 +177,7 @@ class Schedule:
             "preempt_",
             "cached_",
             "hold_",
-            "start_s end_s first_step_s steps",
+            "start_s end_s first_step_s steps decode_seqs decode_context prefill_tokens",
         ):
             names = [n for n in made if n.startswith(tuple(group.split()))]
             if len({len(made[n]) for n in names}) > 1:
@@ -195,11 +195,15 @@ def _parse(name: str, value: Any, file: str | None) -> Any:
     if name == "max_num_batched_tokens":
         return None
     try:
+        if not isinstance(value, list):
+            raise ValueError(f"{value!r}")
+        array = np.array([np.nan if x is None else x for x in value], dtype=np.float64)
+        if array.ndim != 1:
+            raise ValueError("a list in a list")
         if name.endswith("_s"):
-            return np.array([np.nan if x is None else x for x in value], dtype=np.float64)
-        array = np.array(value, dtype=np.float64)
-        if (array != np.floor(array)).any():
-            raise ValueError("a fraction")
+            return array
+        if not (np.abs(array) < 2**53).all() or (array != np.floor(array)).any():
+            raise ValueError("a fraction, nothing, or a number beyond all bounds")
         return array.astype(np.int64)
     except (TypeError, ValueError) as error:
         raise InputError(f"{error}; expected a list of numbers", file=file, field=name) from None

@@ -131,7 +131,12 @@ class Loop:
                 hold, decoding, until = 0, s.num_decoding, next_arrival
                 if lags and s.leaving and self._tells_finishes:
                     hold = 1
-            now = self._decode(now, decoding, hold, until, tight) if decoding else self._idle(now, until)
+            # While nothing runs an arrival is looked at, whatever the policy said.
+            now = (
+                self._decode(now, decoding, hold, until, tight)
+                if decoding
+                else self._idle(now, min(until, next_arrival))
+            )
         self.events = events
 
     def _decode(self, now: int, decoding: int, hold: int, until: int, tight: bool) -> int:
@@ -194,7 +199,8 @@ class Loop:
             self._check_step(now, tokens, decoding)
         k, end = 1, now + first
         self._seen = now
-        if hold > 1:
+        if hold > 1 and len(chunks) == 1:
+            hold = min(hold, left[chunks[0][0]] // tokens)
             k, end = self._repeat(now, first, (tokens, attention, contexts, decoding, context), hold, until)
         if s.cache is not None:
             s.use_decode_blocks(k if decoding else 0)
@@ -334,7 +340,7 @@ class Loop:
             )
         if until <= now and s.wake <= now:
             raise PolicyError(
-                f"{self.policy.name} lets nothing run at {seconds(now):.6f} s and asks to be woken at a moment that is past; "
+                f"{self.policy.name} lets nothing run at {seconds(now):.6f} s and asks to be woken at a moment that has passed; "
                 f"{self._who_waits()}"
             )
         self._seen = max(now, until)
