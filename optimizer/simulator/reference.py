@@ -2,7 +2,8 @@
 
 Slow and plain on purpose: it says what the event-compressed loop must give. The policy is asked before every
 step, with `tight` always set, so it also finds out policies whose promises (`hold`, `deaf`, not being asked
-while nothing waits) are not true.
+while nothing waits) are not true. The verbs of policies, the prefix cache and the step times it shares with the
+loop that it checks; the golden traces and `optimizer.check` stand for these.
 """
 
 from __future__ import annotations

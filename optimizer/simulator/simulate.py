@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from optimizer.capacity.step_time import StepClock
 from optimizer.errors import InputError, OptimizerError, PolicyError
 from optimizer.problem import Instance, Metrics, Schedule
@@ -159,8 +157,3 @@ def _check_nesting(instance: Instance, block_tokens: int) -> None:
             "one must be a multiple of the other: choose another block size",
             field="block_tokens",
         )
-
-
-def same_schedule(a: Schedule, b: Schedule) -> bool:
-    """Say whether two schedules finish every request at the same moments, to the last bit."""
-    return np.array_equal(a.finish_s, b.finish_s) and np.array_equal(a.first_token_s, b.first_token_s)

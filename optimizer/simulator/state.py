@@ -253,12 +253,8 @@ class EngineState(DecodeGroup):
         tokens = self.context(request)
         self.publish_decoded()
         if self.is_decoding(request):
-            if self._took and self.cache is not None:
-                self.cache.withdraw(request, tokens)  # the token of this step, which it does not decode
-            if self._took and tokens % self.block_tokens == 0:
-                self._taken -= 1  # the block put aside for it is free again
-                if self.cache is not None:
-                    self.cache.untake()
+            if self._took:
+                self._give_up_token(request, tokens)
             self._leave(request)
         elif request in self.held:
             del self.held[request]
@@ -274,6 +270,15 @@ class EngineState(DecodeGroup):
         self.preemptions += 1
         self.recorder.preempted(request)
         self.waiting.push_back(request)
+
+    def _give_up_token(self, request: int, tokens: int) -> None:
+        """Take back what was put aside for the token of this step, which the request does not decode."""
+        if self.cache is not None:
+            self.cache.withdraw(request, tokens)
+        if tokens % self.block_tokens == 0:
+            self._taken -= 1
+            if self.cache is not None:
+                self.cache.untake()
 
     def hold_back(self, request: int) -> None:
         """Let a decoding request wait with its KV kept."""

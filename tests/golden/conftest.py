@@ -26,7 +26,6 @@ def golden_paths(config) -> list[Path]:
 def pytest_generate_tests(metafunc):
     if "golden_path" in metafunc.fixturenames:
         paths = golden_paths(metafunc.config)
-        absent = pytest.param(
-            None, marks=pytest.mark.skip("no golden files: give --golden-dir or OPTIMIZER_SHARED")
-        )
-        metafunc.parametrize("golden_path", paths or [absent], ids=[p.stem for p in paths] or ["absent"])
+        if not paths:
+            raise pytest.UsageError("there is no *.json or *.json.gz in the folders given with --golden-dir")
+        metafunc.parametrize("golden_path", paths, ids=[p.name.partition(".")[0] for p in paths])

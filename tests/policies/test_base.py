@@ -12,8 +12,7 @@ from optimizer.errors import InputError, PolicyError
 from optimizer.policies import Policy, base, describe, make_policy, options_of, policy_names, register
 from optimizer.simulator import simulate
 from optimizer.simulator.queues import KeyQueue
-from optimizer.simulator.simulate import same_schedule
-from tests.policies.toy import first_service, instances, run, steps_of
+from tests.policies.toy import first_service, instances, run, same_schedule, steps_of
 
 BOTH = pytest.mark.parametrize("step_by_step", [False, True], ids=["by-event", "by-step"])
 

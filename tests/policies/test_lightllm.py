@@ -10,8 +10,7 @@ from hypothesis import given, settings
 
 from optimizer.policies.lightllm import LightLLM
 from optimizer.simulator import simulate
-from optimizer.simulator.simulate import same_schedule
-from tests.policies.toy import chunks_of, first_service, instances, replay, run, steps_of, toy
+from tests.policies.toy import chunks_of, first_service, instances, replay, run, same_schedule, steps_of, toy
 
 
 @settings(max_examples=80, deadline=None)

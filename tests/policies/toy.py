@@ -118,3 +118,8 @@ def instances(draw, *, pressure=True, known="exact", caps="exact", least_budget=
         max_num_batched_tokens=draw(st.sampled_from([b for b in (8, 32, 512) if b >= least_budget])),
         max_num_seqs=draw(st.integers(1, 8)),
     )
+
+
+def same_schedule(a, b):
+    """Whether two schedules finish every request at the same moments, to the last bit."""
+    return np.array_equal(a.finish_s, b.finish_s) and np.array_equal(a.first_token_s, b.first_token_s)
