@@ -14,6 +14,7 @@ from optimizer.capacity.catalogue import llm as llm_of
 from optimizer.capacity.coverage import gaps
 from optimizer.capacity.fit import PHYSICAL, Group, covers, drawn, fit_regimes
 from optimizer.capacity.geometry import kv_blocks as blocks_of
+from optimizer.capacity.host import fit_loop, with_loop
 from optimizer.capacity.judge import Judged, judge
 from optimizer.capacity.roofline import roofline
 from optimizer.capacity.specifications import BYTES, Dtype
@@ -36,7 +37,7 @@ class Calibration:
     Attributes
     ----------
     step_time
-        The model.
+        The model. Of a synchronous engine with what it needs between two steps.
     asynchronous
         Whether the engine composed a step while another ran; the model is then of such steps.
     steps, fitted
@@ -88,7 +89,8 @@ def calibrate(
     Notes
     -----
     The form is `fit.PHYSICAL`, with fewer pieces where steps are few. Decode-only steps share a form with
-    the others where there are too few of either.
+    the others where there are too few of either. A synchronous engine is judged by single steps, from dispatch to
+    tokens; what its host needs between two of them (`fit_loop`) is then added.
     """
     asynchronous = is_asynchronous(log) if asynchronous is None else asynchronous
     window = WINDOW if asynchronous else None
@@ -109,7 +111,7 @@ def calibrate(
         regimes = (*decode, *(r for r in otherwise.regimes if r.phase != "decode"))
     model = StepTime(regimes=regimes)
     return Calibration(
-        model,
+        model if asynchronous else with_loop(model, *fit_loop(log)),
         asynchronous,
         len(log),
         int((~out).sum()),
@@ -132,7 +134,7 @@ def _form(log: StepLog, measurements: int, window: int | None, steps: int) -> tu
     together = _pieces(other, measurements)
     if together:
         return (replace(other, pieces=together),)
-    coefficients = 2 + len(other.shared)
+    coefficients = replace(other, pieces=1).coefficients
     least = -int(-_PER_COEFFICIENT * coefficients / (1 - HELD_OUT) // 1) * (window or 1)
     raise InputError(
         f"holds {steps:,} steps; about {least} are needed: {_PER_COEFFICIENT} "
@@ -146,7 +148,7 @@ def _pieces(group: Group, measurements: int) -> int:
         (
             n
             for n in range(group.pieces, 0, -1)
-            if measurements >= _PER_COEFFICIENT * (2 * n + len(group.shared))
+            if measurements >= _PER_COEFFICIENT * replace(group, pieces=n).coefficients
         ),
         0,
     )

@@ -42,25 +42,38 @@ class Group:
         Scheduled tokens at which regimes begin; the first is 0. More than one where the engine changes its
         kernels, as fp8 matrix products do by the number of rows.
     pieces
-        Affine pieces of the curve in each regime.
+        Affine pieces of the curve: of each regime, or with `floors` of all regimes together.
+    floors
+        Each regime has a floor of its own, whatever the tokens, beneath one curve for all of them: how a step is
+        launched differs, its work does not.
     shared
         Columns of `WORK` with one rate for the group.
     given
         Rates that are not fitted, in seconds per unit.
-    work_alone
-        The last regime is matrix work in proportion to the tokens, and never less than the plateau before
-        it: for logs with too few large steps to tell a base from a slope. Needs `pieces` 1.
     """
 
     phase: Literal["decode", "any"]
     starts: tuple[int, ...] = (0,)
     pieces: int = 2
+    floors: bool = False
     shared: tuple[str, ...] = tuple(_FIELDS)
     given: dict[str, float] = field(default_factory=dict)
-    work_alone: bool = False
+
+    @property
+    def coefficients(self) -> int:
+        """Figures that a fit has to find."""
+        curves = self.pieces * (1 if self.floors else len(self.starts))
+        rates = len([name for name in self.shared if name not in self.given])
+        return 2 * curves + len(self.starts) * self.floors + rates
 
 
-PHYSICAL = (Group("decode", pieces=3, shared=("decode_context",)), Group("any", pieces=3))
+CAPTURED_TOKENS = 512
+"""Largest batch that vLLM captures as CUDA graphs: a larger one is launched kernel by kernel."""
+
+PHYSICAL = (
+    Group("decode", pieces=3, shared=("decode_context",)),
+    Group("any", starts=(0, CAPTURED_TOKENS + 1), pieces=2, floors=True),
+)
 """Decoding alone runs as one captured graph; any prefill in the step makes it another program."""
 
 
@@ -165,7 +178,7 @@ class _Problem:
         """Alternate assignment and least squares from several starts; give the best coefficients."""
         rng = np.random.default_rng(seed)
         best, least = np.zeros(self.columns), np.inf
-        for _ in range(12 if self.group.pieces > 1 else 1):
+        for _ in range(12 if self.group.pieces + self.group.floors > 1 else 1):
             piece = self._start(rng)
             weights = np.ones(len(self.seconds))
             for _ in range(40):
@@ -183,57 +196,66 @@ class _Problem:
 
     @property
     def _curves(self) -> int:
-        return 2 * len(self.group.starts) * self.group.pieces
+        """Columns of bases and slopes: pairs of (base, slope) by line, lines by regime."""
+        return 2 * self._lines_in_all
+
+    @property
+    def _lines_in_all(self) -> int:
+        group = self.group
+        return len(group.starts) + group.pieces if group.floors else len(group.starts) * group.pieces
 
     def _start(self, rng: np.random.Generator) -> NDArray[np.intp]:
+        pieces = self.group.pieces + self.group.floors
         piece = np.zeros(len(self.tokens), dtype=np.intp)
         for regime in range(len(self.group.starts)):
             rows = self.regime == regime
             if rows.any():
-                cuts = np.sort(rng.choice(self.tokens[rows], self.group.pieces - 1))
+                cuts = np.sort(rng.choice(np.unique(self.tokens[rows]), pieces - 1))
                 piece[rows] = np.searchsorted(cuts, self.tokens[rows], side="right")
         return piece
 
+    def _of_regime(self) -> NDArray[np.intp]:
+        """Regimes x pieces: which line it is."""
+        starts, pieces = len(self.group.starts), self.group.pieces
+        if not self.group.floors:
+            return np.arange(starts * pieces).reshape(starts, pieces)
+        common = np.arange(starts, starts + pieces)
+        return np.column_stack([np.arange(starts), np.tile(common, (starts, 1))])
+
     def _linear(self, piece: NDArray[np.intp], weights: Floats) -> Floats:
         matrix = np.zeros((len(self.tokens), self.columns))
-        column = 2 * (self.regime * self.group.pieces + piece)
+        column = 2 * self._of_regime()[self.regime, piece]
         each = np.arange(len(self.tokens))
         matrix[each, column] = 1
         matrix[each, column + 1] = self.tokens
         matrix[:, self._curves :] = self.shared
-        if self.group.work_alone:
-            matrix[:, self._curves - 2] = 0
+        if self.group.floors:
+            matrix[:, 1 : 2 * len(self.group.starts) : 2] = 0
         sums = np.add.reduceat(matrix, self.first, axis=0)
         scale = np.maximum(sums.max(axis=0), 1e-12)
         return np.asarray(non_negative(sums / scale * (weights / self.seconds)[:, None], weights) / scale)
 
     def _lines(self, x: Floats) -> Floats:
-        curves = x[: self._curves].reshape(len(self.group.starts), self.group.pieces, 2)[self.regime]
+        curves = x[: self._curves].reshape(-1, 2)[self._of_regime()][self.regime]
         return np.asarray(curves[:, :, 0] + curves[:, :, 1] * self.tokens[:, None])
 
     def regimes(self, x: Floats) -> list[StepRegime]:
         names = [name for name in self.group.shared if name not in self.group.given]
         rates = {**dict(zip(names, x[self._curves :].tolist(), strict=True)), **self.group.given}
         common = {_FIELDS[name]: rate for name, rate in rates.items()}
+        curves = x[: self._curves].reshape(-1, 2)[self._of_regime()]
         found = []
-        for start, lines in zip(
-            self.group.starts,
-            x[: self._curves].reshape(len(self.group.starts), self.group.pieces, 2),
-            strict=True,
-        ):
+        for start, lines in zip(self.group.starts, curves.tolist(), strict=True):
             pieces = []
-            for base, slope in sorted(map(tuple, lines.tolist()), key=lambda line: line[1]):
+            for base, slope in sorted(map(tuple, lines), key=lambda line: line[1]):
                 own = {"base_s": base, "per_decode_seq_s": slope + common.get("per_decode_seq_s", 0.0)}
                 if self.group.phase == "any":
                     own["per_prefill_token_s"] = slope
                 if base or slope:
                     pieces.append(StepPiece(**{**common, **own}))
-            if not any(piece.base_s for piece in pieces) and not self.group.work_alone:
+            if not any(piece.base_s for piece in pieces):
                 pieces.append(StepPiece(**{"base_s": _LEAST_BASE_S, **common}))
             found.append(StepRegime(phase=self.group.phase, min_tokens=start, pieces=tuple(pieces)))
-        if self.group.work_alone:
-            last = found.pop()
-            found.append(last.model_copy(update={"pieces": (*found[-1].pieces, *last.pieces)}))
         return found
 
 

@@ -1,8 +1,8 @@
 """Fits the shipped H200 cards again: `python -m optimizer.capacity.refit [--runs FOLDER]`.
 
 Reads `models/measurements/h200` and rewrites coefficients, covered ranges and errors of three cards in
-`models/engines`; what else the cards say is kept. With a folder of whole runs (`run-*-steps.csv`), what
-the host hides is fitted again too, and the errors over those runs.
+`models/engines`; what else the cards say is kept. With a folder of whole runs (`run-*-steps.csv`), the
+host's part is fitted again too, and the errors over those runs.
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from optimizer.capacity.cards import FitError
-from optimizer.capacity.catalogue import llm
+from optimizer.capacity.catalogue import gpu, llm
 from optimizer.capacity.fit import Group, covers, errors, fit_step_time, split
-from optimizer.capacity.host import Host, asynchronous, fit_busy, fit_hidden
+from optimizer.capacity.host import Host, asynchronous, fit_host, kv_read_s
 from optimizer.capacity.steplog import read_step_log
 from optimizer.capacity.yaml_files import read_mapping, write_mapping
 from optimizer.catalogue import catalogue_path
-from optimizer.problem.engine import StepTime
+from optimizer.problem.engine import StepPiece, StepTime
 
 SYNCHRONOUS = {
     "llama3.1-8b@h200": "steps-llama3.1-8b-bf16.csv",
@@ -31,36 +33,47 @@ WINDOW = 8
 """Steps whose total is compared in the asynchronous run of LLaMA-65B."""
 
 # The fp8 matrix products are tuned by rows: the run shows plateaus that end at these token counts. Above 512
-# the engine leaves its captured graphs; above 1,024 there are only the first two big prefills.
-FP8_STARTS = (0, 17, 33, 65, 129, 257, 513, 1025)
+# the engine leaves its captured graphs.
+FP8_STARTS = (0, 17, 33, 65, 129, 257, 513)
+WARM_UP = 3
+"""First steps of the run of LLaMA-65B that are left out: kernels were compiled in them."""
+
+HOST_RUN = "run-llama3.1-8b-bf16-gsm8k-s200-steps.csv"
+"""The one run that the host's two figures are fitted to."""
 
 
 def fit_65b(reference: StepTime) -> StepTime:
-    """Fit LLaMA-65B in fp8 to its run.
+    """Fit LLaMA-65B in fp8 to its run, as far as the run tells.
 
     Parameters
     ----------
     reference
-        The asynchronous model of Llama-2-13B. Attention and KV cache are in 16 bits in both engines, so their
-        rates are scaled by the work and bytes per token: the run, whose context hardly varies, cannot tell them.
+        The model of Llama-2-13B. Attention is in 16 bits in both engines, so its rate is scaled by the work;
+        the context is read at the bandwidth; the run, whose context hardly varies, tells neither. Of steps above
+        1,024 tokens it tells nothing: they are taken as matrix work at the share of the fp8 peak at
+        which the 13B engine ran at the bf16 peak.
     """
-    big, small = llm("llama-65b"), llm("llama2-13b")
-    decode = next(r for r in reference.regimes if r.phase == "decode").pieces[0]
-    prefill = next(r for r in reference.regimes if r.phase == "any").pieces[0]
+    big, small, device = llm("llama-65b"), llm("llama2-13b"), gpu("h200")
+    work = max(reference.regimes[-1].pieces, key=lambda piece: piece.per_prefill_token_s)
     pairs = (big.layers * big.heads * big.head_dim) / (small.layers * small.heads * small.head_dim)
-    group = Group(
-        "any",
-        starts=FP8_STARTS,
-        pieces=1,
-        work_alone=True,
-        given={
-            "prefill_attention": pairs * prefill.per_prefill_attention_s,
-            "decode_context": big.kv_bytes_per_token()
-            / small.kv_bytes_per_token()
-            * decode.per_decode_context_s,
-        },
+    attention, context = pairs * work.per_prefill_attention_s, kv_read_s(big, device)
+    given = {"prefill_attention": attention, "decode_context": context}
+    log = read_step_log(_data() / RUN_65B)
+    group = Group("any", starts=FP8_STARTS, pieces=1, given=given)
+    fitted = fit_step_time(log[np.arange(WARM_UP, len(log))], (group,), window=WINDOW)
+    peaks = device.flops("fp8") / device.bf16_flops
+    weights = (model.parameters - model.embedding_parameters for model in (big, small))
+    token = work.per_prefill_token_s * next(weights) / next(weights) / peaks
+    products = StepPiece(
+        per_prefill_token_s=token,
+        per_prefill_attention_s=attention,
+        per_decode_seq_s=token,
+        per_decode_context_s=context,
     )
-    return fit_step_time(read_step_log(_data() / RUN_65B), (group,), window=WINDOW)
+    last = fitted.regimes[-1]
+    return StepTime(
+        regimes=(*fitted.regimes[:-1], last.model_copy(update={"pieces": (*last.pieces, products)}))
+    )
 
 
 def read_host() -> Host:
@@ -68,40 +81,34 @@ def read_host() -> Host:
     return Host(**{key: float(value) for key, value in read_mapping(_data() / "host.yaml").items()})
 
 
-def fit_host(runs: Path) -> Host:
-    """Fit what the host hides on the Azure run of llama3.1-8b, and what it needs on the GSM8K run."""
-    fitted, _ = split(read_step_log(_data() / SYNCHRONOUS["llama3.1-8b@h200"]))
-    model = fit_step_time(fitted)
-    hidden = fit_hidden(model, read_step_log(runs / "run-llama3.1-8b-bf16-azure-conv-20rps-steps.csv"))
-    # The fixed part: a step needs no less than one that decodes a single token.
-    floor = asynchronous(model, hidden).regimes[0].pieces[0].base_s
-    return fit_busy(model, hidden, read_step_log(runs / "run-llama3.1-8b-bf16-gsm8k-s200-steps.csv"), floor)
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Fit, print the errors, and rewrite the cards."""
     parser = argparse.ArgumentParser(prog="python -m optimizer.capacity.refit", description=__doc__)
     parser.add_argument("--runs", type=Path, help="folder of run-*-steps.csv, to fit the host's part again")
     runs: Path | None = parser.parse_args(arguments).runs
-    host = fit_host(runs) if runs else read_host()
+    logs = {name: read_step_log(_data() / file) for name, file in SYNCHRONOUS.items()}
+    parts = {name: split(log) for name, log in logs.items()}
+    synchronous = {name: fit_step_time(fitted) for name, (fitted, _) in parts.items()}
     if runs:
+        name = "llama3.1-8b@h200"
+        host = fit_host(synchronous[name], _context_s(name), read_step_log(runs / HOST_RUN))
         write_mapping(_data() / "host.yaml", asdict(host))
-    models = {}
-    for name, file in SYNCHRONOUS.items():
-        log = read_step_log(_data() / file)
-        fitted, held_out = split(log)
-        model = fit_step_time(fitted)
-        models[name] = asynchronous(model, host)
-        found = errors(model, held_out)
-        if runs:
-            stem = name.partition("@")[0]
-            for path in sorted(runs.glob(f"run-{stem}-*-steps.csv")):
-                label = path.name.removeprefix(f"run-{stem}-bf16-").removesuffix("-steps.csv")
-                found[f"run {label}"] = errors(models[name], read_step_log(path), 25)["all"]
-        _rewrite(name, models[name], found, covers(log))
+    host = read_host()
+    for name, log in logs.items():
+        model = asynchronous(synchronous[name], host, _context_s(name))
+        found = errors(synchronous[name], parts[name][1])
+        for path in sorted(runs.glob(f"run-{name.partition('@')[0]}-*-steps.csv")) if runs else ():
+            label = path.name.removeprefix("run-").removesuffix("-steps.csv").partition("-bf16-")[2]
+            found[f"run {label}"] = errors(model, read_step_log(path), 25)["all"]
+        _rewrite(name, model, found, covers(log))
     log = read_step_log(_data() / RUN_65B)
-    model = fit_65b(models["llama2-13b@h200"])
+    model = fit_65b(synchronous["llama2-13b@h200"])
     _rewrite("llama-65b-fp8@h200", model, {"run gsm8k-s200": errors(model, log, WINDOW)["all"]}, covers(log))
+
+
+def _context_s(card: str) -> float:
+    model, _, device = card.partition("@")
+    return kv_read_s(llm(model), gpu(device))
 
 
 def _data() -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from optimizer.capacity import engine, engine_card, list_engines, list_llms
+from optimizer.capacity import engine, engine_card, list_engines
 from optimizer.capacity.catalogue import near
 from optimizer.errors import InputError
 from optimizer.problem import Engine
@@ -59,19 +59,7 @@ def _card_named(model: str, file: str) -> str:
 
 
 def took_part(card: str, limits: Limits) -> bool:
-    """Say whether a card states that its coefficients were fitted to a run.
-
-    Its source is the run's file, or a sentence of its notes speaks of a fit to the workload, on this LLM.
-    """
+    """Say whether a card's coefficients were fitted to a run, by what the card states."""
     if not card.endswith(_CARD_FILES) and card not in list_engines():
         return False
-    found = engine_card(card)
-    if f"run-{limits.model}-{limits.workload}" in found.source:
-        return True
-    others = [name for name in list_llms() if name != found.llm]
-    for sentence in re.split(r"[.;](?:\s|$)", found.notes):
-        names = re.findall(r"[\w.-]+\w", sentence)
-        about = limits.workload in names and not any(name.partition("@")[0] in others for name in names)
-        if about and "fitted" in names and "no part" not in sentence:
-            return True
-    return False
+    return f"{limits.model}-{limits.workload}" in engine_card(card).fitted_runs

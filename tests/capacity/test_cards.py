@@ -79,7 +79,7 @@ def test_measured_engines_take_what_was_measured() -> None:
     )
     # Two hundred at the start of the runs.
     assert milliseconds("llama3.1-8b@h200", decode_seqs=200, decode_context=16_000) == pytest.approx(
-        8.2, rel=0.06
+        8.2, rel=0.08
     )
     assert milliseconds("llama-65b-fp8@h200", decode_seqs=200, decode_context=18_300) == pytest.approx(
         62.6, rel=0.03

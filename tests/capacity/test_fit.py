@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from optimizer.capacity import engine_card
+from optimizer.capacity import engine_card, gpu, llm
 from optimizer.capacity.fit import Group, errors, fit_step_time, split
-from optimizer.capacity.host import Host, asynchronous, fit_busy, fit_hidden
+from optimizer.capacity.host import Host, asynchronous, fit_host, fit_loop, kv_read_s
 from optimizer.capacity.least_squares import non_negative
 from optimizer.capacity.refit import RUN_65B, SYNCHRONOUS, WINDOW, fit_65b, read_host
 from optimizer.capacity.steplog import StepLog, predict, read_step_log, windows
@@ -100,23 +100,67 @@ def test_windows_leave_out_idleness() -> None:
     ]
 
 
-def test_what_the_host_hides_comes_back() -> None:
-    host = Host(0.001, 0.0015, 1e-8, busy_s=0.004, busy_seq_s=6e-5)
-    log = made(asynchronous(TRUE, Host(0.001, 0.0015, 1e-8)), asynchronous=True)
-    found = fit_hidden(TRUE, log)
-    assert (found.hidden_decode_s, found.hidden_prefill_s, found.hidden_context_s) == pytest.approx(
-        (0.001, 0.0015, 1e-8), rel=0.01
+def test_the_host_comes_back() -> None:
+    """Of a run whose host is the bottleneck where many requests decode beside short prefills."""
+    host = Host(hidden_s=0.001, busy_seq_s=6e-5)
+    found = fit_host(TRUE, 3e-8, made(asynchronous(TRUE, host, 3e-8), asynchronous=True))
+    assert (found.hidden_s, found.busy_seq_s) == pytest.approx((host.hidden_s, host.busy_seq_s))
+
+
+def test_an_asynchronous_step_is_the_longer_of_gpu_and_host() -> None:
+    model = StepTime(
+        regimes=(
+            StepRegime(
+                pieces=(
+                    StepPiece(base_s=0.007, per_decode_seq_s=1e-5),
+                    StepPiece(base_s=0.002, per_prefill_token_s=2e-5, per_decode_context_s=5e-8),
+                )
+            ),
+            StepRegime(phase="decode", pieces=(StepPiece(base_s=0.006, per_decode_context_s=5e-8),)),
+        )
     )
-    busy = fit_busy(TRUE, found, made(asynchronous(TRUE, host), asynchronous=True), host.busy_s)
-    assert busy.busy_seq_s == pytest.approx(6e-5, abs=1.5e-6)
+    changed = asynchronous(model, Host(0.001, 5e-5), context_s=3e-8)
+    work = np.array([[10, 55, 1, 100, 1000], [1000, 500500, 1, 0, 0], [0, 0, 0, 1, 10000]], float)
+    times = predict(changed, StepLog(*(np.ones(3),) * 3, work, np.full(3, "")))
+    # Launching and 101 requests; 1,000 tokens on the GPU; reading the weights and 10,000 tokens of context.
+    assert times.tolist() == pytest.approx([0.007 + 100 * 1e-5 + 101 * 5e-5, 0.001 + 0.02, 0.005 + 10000 * 3e-8])
+
+
+def test_between_two_steps_the_host_costs_a_synchronous_engine_time() -> None:
+    log = made(TRUE)
+    seqs = log.work[:, 2] + log.work[:, 3]
+    start = np.cumsum(log.step_s + 0.001 + 2e-5 * seqs) - log.step_s
+    apart = StepLog(start, start, start + log.step_s, log.work, log.workload)
+    assert fit_loop(apart) == pytest.approx((0.001, 2e-5), rel=1e-6)
+    alone = apart[np.flatnonzero(log.work[:, 3] == 0)]
+    assert fit_loop(alone) == (0.0, 0.0), "after an idle moment there is nothing to tell"
+
+
+def test_floors_share_a_curve() -> None:
+    model = StepTime(
+        regimes=tuple(
+            StepRegime(
+                min_tokens=start,
+                pieces=(
+                    StepPiece(base_s=floor),
+                    StepPiece(base_s=0.002, per_prefill_token_s=2e-5, per_decode_seq_s=2e-5),
+                ),
+            )
+            for start, floor in ((0, 0.006), (513, 0.02))
+        )
+    )
+    log = made(model)
+    fitted = fit_step_time(log, (Group("any", starts=(0, 513), pieces=1, floors=True),))
+    np.testing.assert_allclose(predict(fitted, log), predict(model, log), rtol=1e-3)
+    assert [r.pieces[0].base_s for r in fitted.regimes] == pytest.approx([0.006, 0.02], rel=1e-3)
 
 
 @pytest.mark.parametrize("name", SYNCHRONOUS)
 def test_synchronous_steps_of_the_h200(name: str) -> None:
-    """Median error of a held-out step under 4 %; what was reached is 2.5 %, and is held here with some room."""
+    """What the gate in tests/accuracy holds for all steps, here by what a step does."""
     fitted, held_out = split(read_step_log(DATA / SYNCHRONOUS[name]))
     found = errors(fit_step_time(fitted), held_out)
-    assert found["all"].median < 0.028
+    assert found["all"].median < 0.025
     assert found["all"].mean < 0.04
     assert abs(found["all"].total) < 0.01
     assert found["decode"].median < 0.03
@@ -129,7 +173,8 @@ def test_synchronous_steps_of_the_h200(name: str) -> None:
 @pytest.mark.parametrize("name", SYNCHRONOUS)
 def test_the_shipped_cards_are_the_fits(name: str) -> None:
     log = read_step_log(DATA / SYNCHRONOUS[name])
-    again = asynchronous(fit_step_time(split(log)[0]), read_host())
+    context_s = kv_read_s(llm(name.partition("@")[0]), gpu("h200"))
+    again = asynchronous(fit_step_time(split(log)[0]), read_host(), context_s)
     np.testing.assert_allclose(predict(again, log), predict(engine_card(name).step_time, log), rtol=5e-3)
 
 
@@ -140,8 +185,8 @@ def test_the_65b_card_meets_its_run() -> None:
     assert found.median < 0.01
     assert found.mean < 0.02
     # The whole run, its start included.
-    assert predict(card.step_time, log).sum() == pytest.approx(log.completed_s[-1], rel=0.005)
-    again = fit_65b(engine_card("llama2-13b@h200").step_time)
+    assert predict(card.step_time, log).sum() == pytest.approx(log.completed_s[-1], rel=0.01)
+    again = fit_65b(fit_step_time(split(read_step_log(DATA / SYNCHRONOUS["llama2-13b@h200"]))[0]))
     np.testing.assert_allclose(predict(again, log), predict(card.step_time, log), rtol=1e-2)
 
 

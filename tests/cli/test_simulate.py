@@ -182,7 +182,7 @@ def test_a_card_of_ones_own_has_its_error_and_range(run, trace, tmp_path):
     for command in ("simulate", "compare"):
         policies = () if command == "simulate" else ("--policies", "vllm-v1", "--jobs", 1)
         ended = run(command, trace, "--engine", "mine.yaml", *policies)
-        assert "median error of a step 2.5 %" in ended.out
+        assert "median error of a step 2.4 %" in ended.out
         assert "(10 covered)" in ended.out
 
 
