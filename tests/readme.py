@@ -6,7 +6,17 @@ import re
 from pathlib import Path
 
 README = Path(__file__).resolve().parent.parent / "README.md"
-_DEMO = re.compile(r"(<!-- demo table[^\n]*-->\n).*?(\n<!-- end of demo table -->)", re.DOTALL)
+_RECORD = Path(__file__).resolve().parent / "accuracy" / "record.yaml"
+_LABELS = {
+    "llama3.1-8b-bf16-azure-conv-20rps": "llama3.1-8b, Azure conversations at 20 req/s",
+    "llama3.1-8b-bf16-sharegpt-offline": "llama3.1-8b, ShareGPT offline",
+    "llama3.1-8b-bf16-gsm8k-s200": "llama3.1-8b, GSM8K, 200 seats ¹",
+    "llama-65b-fp8-gsm8k-s200": "llama-65b-fp8, GSM8K, 200 seats, KV pressure ¹",
+}
+
+
+def _between(name: str) -> re.Pattern[str]:
+    return re.compile(rf"(<!-- {name}[^\n]*-->\n).*?(\n<!-- end of {name} -->)", re.DOTALL)
 
 
 def demo_table() -> str:
@@ -39,10 +49,29 @@ def demo_table() -> str:
     return "\n".join(lines)
 
 
-def table_in_readme() -> str:
-    """Give the demo table as the README has it."""
-    found = _DEMO.search(README.read_text(encoding="utf-8"))
-    assert found, "the README has no demo table"
+def accuracy_table() -> str:
+    """Give the errors over whole runs that are on record."""
+    import yaml
+
+    runs = yaml.safe_load(_RECORD.read_text(encoding="utf-8"))["runs"]
+    columns = ("wall", "e2e_mean", "e2e_p50", "ttft_mean", "ttft_p99", "preemptions")
+    lines = [
+        "| run | wall time | end-to-end mean | p50 | TTFT mean | p99 | preemptions |",
+        "|---|" + "---:|" * len(columns),
+    ]
+    for run, label in _LABELS.items():
+        cells = (f"{100 * runs[run][name]['error']:+.1f} %".replace("-", "−") for name in columns)
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+TABLES = {"demo table": demo_table, "accuracy table": accuracy_table}
+
+
+def table_in_readme(name: str) -> str:
+    """Give a table as the README has it."""
+    found = _between(name).search(README.read_text(encoding="utf-8"))
+    assert found, f"the README has no {name}"
     return found.group(0)[len(found.group(1)) : -len(found.group(2))]
 
 
@@ -53,4 +82,7 @@ def python_blocks() -> list[str]:
 
 if __name__ == "__main__":
     text = README.read_text(encoding="utf-8")
-    README.write_text(_DEMO.sub(lambda m: m.group(1) + demo_table() + m.group(2), text), encoding="utf-8")
+    for name, made in TABLES.items():
+        table = made()
+        text = _between(name).sub(lambda m, table=table: m.group(1) + table + m.group(2), text)
+    README.write_text(text, encoding="utf-8")

@@ -11,8 +11,9 @@ from typing import Any, Literal, get_args
 from pydantic import Field
 
 from optimizer.capacity.catalogue import gpu, list_gpus, list_llms, llm, names, near
+from optimizer.capacity.geometry import kv_blocks
 from optimizer.capacity.roofline import estimate
-from optimizer.capacity.specifications import BYTES, Dtype
+from optimizer.capacity.specifications import BYTES, Dtype, EstimateError
 from optimizer.capacity.yaml_files import read_model, validated
 from optimizer.catalogue import catalogue_path
 from optimizer.errors import InputError
@@ -59,6 +60,8 @@ class EngineCard(Frozen):
         For each quantity of a step the range (least, most) that was seen; outside, the card extrapolates.
     fit_error
         By regime (`decode`, `prefill`, `mixed`, `all`).
+    estimate_error
+        How wrong estimates for this GPU were where they could be checked; None: never checked, or no estimate.
     step_time
         Regimes of pieces; coefficients in seconds per unit.
     """
@@ -83,6 +86,7 @@ class EngineCard(Frozen):
     fitted_runs: tuple[str, ...] = ()
     covers: dict[str, tuple[float, float]] = Field(default_factory=dict)
     fit_error: dict[str, FitError] = Field(default_factory=dict)
+    estimate_error: EstimateError | None = None
     step_time: StepTime
 
     def engine(self) -> Engine:
@@ -159,28 +163,81 @@ def engine(name: str, *, tp: int | None = None, dtype: Dtype | None = None, **ov
     return validated(Engine, {**dict(found), **overrides}) if overrides else found
 
 
+def estimated_card(name: str) -> EngineCard:
+    """Give the card of an engine that nobody measured: what `engine` estimates, and how wrong such estimates were.
+
+    Parameters
+    ----------
+    name
+        As for `engine`, without the path of a card.
+
+    Raises
+    ------
+    InputError
+        If LLM or GPU are unknown (with near names), or the model does not fit.
+
+    Examples
+    --------
+    >>> estimated_card("llama3.1-8b@l40s").estimate_error is None  # never checked on this GPU
+    True
+    """
+    model, device, tp, dtype = _parts(name, None, None)
+    _see_that_both_are_known(name, model, device)
+    shape, hardware = llm(model), gpu(device)
+    found = estimate(shape, hardware, tp=tp, dtype=dtype, name=name)
+    factors = hardware.efficiency_source or "those of an H200, as nothing is known of this GPU's"
+    checked = "see estimate_error" if hardware.estimate_error else "never checked on this GPU"
+    return EngineCard(
+        llm=shape.name,
+        gpu=hardware.name,
+        tp=tp,
+        dtype=dtype or shape.dtype,
+        software=ESTIMATED_SOFTWARE,
+        notes=f"Nothing of this engine was measured. Shares of the data sheet: {factors}. How wrong: {checked}.",
+        estimate_error=hardware.estimate_error,
+        **{field: getattr(found, field) for field in Engine.model_fields},
+    )
+
+
+ESTIMATED_SOFTWARE = "vLLM of 2025 and later, asynchronous scheduling"
+"""What the estimates stand for; older engines are slower."""
+
+
 def _base(name: str, tp: int | None, dtype: Dtype | None, limits: dict[str, Any]) -> Engine:
+    # Only what is a size goes into the estimate; a wrong one is named when the engine is validated.
+    sizing = {key: limits[key] for key in _SIZING if isinstance(limits.get(key), int) and limits[key] > 0}
     # A path may hold an @ of its own: `models/engines/llama3.1-8b@h200.yaml`.
     if name.endswith((".yaml", ".yml")) and ("@" not in name or Path(name).is_file()):
         return engine_card(name).engine()
     if name.lower() in list_engines() and tp is None and dtype is None:
-        return engine_card(name.lower()).engine()
+        return _sized(engine_card(name.lower()), sizing)
+    model, device, tp, dtype = _parts(name, tp, dtype)
+    kind = f"{model}-fp8" if dtype and BYTES[dtype] == 1 else model
+    spellings = [f"{kind}-tp{tp}@{device}", *([f"{kind}@{device}"] if tp == 1 else [])]
+    for spelling in spellings:
+        if spelling in list_engines():
+            return _sized(engine_card(spelling), sizing)
+    _see_that_both_are_known(name, model, device)
+    return estimate(llm(model), gpu(device), tp=tp, dtype=dtype, name=spellings[-1], **sizing)
+
+
+def _sized(card: EngineCard, sizing: dict[str, Any]) -> Engine:
+    """Give the engine of a card; blocks that were estimated are estimated again for the limits asked for."""
+    if card.origin != "estimated" or not sizing:
+        return card.engine()
+    blocks = kv_blocks(llm(card.llm), gpu(card.gpu), tp=card.tp, dtype=card.dtype, **sizing)
+    return card.engine().replace(kv_blocks=blocks)
+
+
+def _parts(name: str, tp: int | None, dtype: Dtype | None) -> tuple[str, str, int, Dtype | None]:
+    """Take `<llm>[-fp8][-tp<n>]@<gpu>` apart: LLM, GPU, GPUs of a group, type of the weights."""
     model, at, device = name.rpartition("@")
     if not at:
         raise InputError(f"expected <llm>@<gpu>, not {name!r}; {near(name, list_engines())}", field="engine")
     if not model.endswith((".json", ".yaml")):
         model, tp, dtype = _suffixes(model.lower(), tp, dtype)
     device = device if device.endswith(".yaml") else device.lower()
-    tp = 1 if tp is None else tp
-    kind = f"{model}-fp8" if dtype and BYTES[dtype] == 1 else model
-    spellings = [f"{kind}-tp{tp}@{device}", *([f"{kind}@{device}"] if tp == 1 else [])]
-    for spelling in spellings:
-        if spelling in list_engines():
-            return engine_card(spelling).engine()
-    _see_that_both_are_known(name, model, device)
-    # Only what is a size goes into the estimate; a wrong one is named when the engine is validated.
-    sizing = {key: limits[key] for key in _SIZING if isinstance(limits.get(key), int) and limits[key] > 0}
-    return estimate(llm(model), gpu(device), tp=tp, dtype=dtype, name=spellings[-1], **sizing)
+    return model, device, 1 if tp is None else tp, dtype
 
 
 _SIZING = ("max_num_batched_tokens", "max_num_seqs", "block_tokens")

@@ -88,6 +88,12 @@ def _gpu(name: str) -> GPU:
     return read_model(GPU, _found("gpu", name, "GPU"))
 
 
+def forget() -> None:
+    """Read the files of the catalogue anew from here on: they have been rewritten."""
+    _llm.cache_clear()
+    _gpu.cache_clear()
+
+
 def _found(kind: str, name: str, word: str) -> Path:
     known = names(kind)
     if name not in known:

@@ -4,51 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field
-
 from optimizer.capacity.geometry import kv_blocks, kv_bytes_per_token
-from optimizer.capacity.specifications import BYTES, GPU, LLM, Dtype, check_tensor_parallel
+from optimizer.capacity.specifications import BYTES, GPU, LLM, Dtype, Efficiency, check_tensor_parallel
 from optimizer.capacity.yaml_files import validated
-from optimizer.problem.engine import Engine, Frozen, StepPiece, StepRegime, StepTime
-
-
-class Efficiency(Frozen):
-    """What a serving engine reaches of the data sheet.
-
-    The defaults are read off the three engines measured on an H200 with vLLM 0.26: matrix products ran at 65 %
-    of the peak, causal attention at 60 %, the KV cache was read at 92 to 100 % of the memory bandwidth,
-    and reading the weights at 75 % with 20 us for each layer's kernels explains all three floors.
-
-    Attributes
-    ----------
-    matrix, fp8_matrix, attention
-        Shares of the peak rate, in (0, 1].
-    weight_read, kv_read, interconnect
-        Shares of the bandwidth, in (0, 1].
-    layer_s
-        Launches and small kernels of one layer.
-    allreduce_s
-        Latency of one all-reduce; each layer has two.
-    step_s
-        The fixed part of a step that nothing hides.
-    seq_s
-        Sampling and bookkeeping of one request in a step.
-    host_s, host_seq_s
-        The host's own time of a step and of each request in it; an asynchronous engine hides it behind the GPU.
-    """
-
-    matrix: float = Field(0.65, gt=0, le=1)
-    fp8_matrix: float = Field(0.55, gt=0, le=1)
-    attention: float = Field(0.55, gt=0, le=1)
-    weight_read: float = Field(0.75, gt=0, le=1)
-    kv_read: float = Field(0.90, gt=0, le=1)
-    interconnect: float = Field(0.70, gt=0, le=1)
-    layer_s: float = Field(2e-5, ge=0)
-    allreduce_s: float = Field(1.5e-5, ge=0)
-    step_s: float = Field(2e-4, ge=0)
-    seq_s: float = Field(5e-6, ge=0)
-    host_s: float = Field(2e-3, ge=0)
-    host_seq_s: float = Field(2e-5, ge=0)
+from optimizer.problem.engine import Engine, StepPiece, StepRegime, StepTime
 
 
 def roofline(
@@ -71,13 +30,13 @@ def roofline(
     kv_dtype
         Of the KV cache.
     efficiency
-        What is reached of the data sheet.
+        What is reached of the data sheet, in place of the GPU's own factors.
 
     Returns
     -------
     StepTime
-        One regime for a dense model; for a mixture of experts one per doubling of the tokens, since
-        more tokens touch more experts' weights until all are read.
+        One regime for a dense model in 16 bits. For fp8 weights a second one from 512 tokens on. For a mixture of
+        experts one per doubling of the tokens, since more tokens touch more experts' weights until all are read.
 
     Raises
     ------
@@ -90,17 +49,20 @@ def roofline(
     floor is reading the weights and work the matrix products of all tokens. The root of squares stands for
     the two being overlapped badly where they are equal; it is convex in the tokens, and its tangents are the pieces.
 
+    Products in fp8 reach less of the peak in small steps (`fp8_few_matrix`): LLaMA-65B on an H200 takes as long for
+    129 tokens as for 256. The regime of large steps begins with the time at which the small ones end.
+
     Examples
     --------
     >>> from optimizer.capacity import gpu, llm
     >>> pieces = roofline(llm("llama3.1-8b"), gpu("h200")).regimes[0].pieces
     >>> round(1000 * pieces[0].base_s, 1)  # ms for a step of one token
-    5.0
+    4.8
     """
     check_tensor_parallel(llm, tp)
     kind = dtype or llm.dtype
-    rates = efficiency or Efficiency()
-    starts = (0, *_DOUBLINGS) if llm.experts > 1 else (0,)
+    rates = efficiency or gpu.efficiency or Efficiency()
+    starts = (0, *(_DOUBLINGS if llm.experts > 1 else ()), *((_FEW,) if _in_fp8(gpu, kind) else ()))
     regimes = []
     for start, end in zip(starts, (*starts[1:], None), strict=True):
         pieces = tuple(_pieces(llm, gpu, tp, kind, kv_dtype, rates, start, end))
@@ -109,6 +71,7 @@ def roofline(
 
 
 _DOUBLINGS = (2, 4, 8, 16, 32, 64, 128, 256)
+_FEW = 512
 # Where the tangents touch, in multiples of the ridge (the tokens at which floor and work are equal).
 _TOUCH = (0.0, 0.35, 0.8, 1.5, 3.0)
 
@@ -117,35 +80,53 @@ def _pieces(
     llm: LLM, gpu: GPU, tp: int, dtype: Dtype, kv_dtype: Dtype, rates: Efficiency, start: int, end: int | None
 ) -> list[StepPiece]:
     bandwidth = gpu.bandwidth_bytes_s
-    peak = gpu.flops(dtype) * (rates.fp8_matrix if dtype == "fp8" else rates.matrix)
     floor, read_token = _weights_read(llm, dtype, start, end)
     floor, read_token = (x / tp / (bandwidth * rates.weight_read) for x in (floor, read_token))
-    work = 2 * _layer_parameters(llm, llm.experts_per_token) / tp / peak
     head = 2 * llm.embedding_parameters / tp / (gpu.bf16_flops * rates.matrix)
     reduce_fixed, reduce_token = _all_reduce(llm, gpu, tp, rates)
     fixed = rates.step_s + llm.layers * rates.layer_s + reduce_fixed
     pair = 4 * llm.layers * llm.heads * llm.head_dim / tp / (gpu.bf16_flops * rates.attention)
     context = kv_bytes_per_token(llm, kv_dtype, tp) / (bandwidth * rates.kv_read)
-    found = []
-    for touch in _TOUCH:
-        # Tangent of sqrt(floor^2 + work^2) where work = touch * floor; both weights are at most 1.
-        of_floor, of_work = 1 / (1 + touch**2) ** 0.5, touch / (1 + touch**2) ** 0.5
-        token = of_floor * read_token + of_work * work + reduce_token
-        found.append(
-            StepPiece(
-                base_s=fixed + of_floor * floor,
-                per_prefill_token_s=token,
-                per_prefill_attention_s=pair,
-                per_prefill_seq_s=rates.seq_s + head,
-                per_prefill_context_s=context,
-                per_decode_seq_s=token + rates.seq_s + head,
-                per_decode_context_s=context,
-            )
+    products = 2 * _layer_parameters(llm, llm.experts_per_token) / tp / gpu.flops(dtype)
+    if not _in_fp8(gpu, dtype):
+        lines = _tangents(floor, read_token, products / rates.matrix)
+    elif start < _FEW:
+        lines = _tangents(floor, read_token, products / rates.fp8_few_matrix)
+    else:
+        few = _tangents(floor, read_token, products / rates.fp8_few_matrix)
+        reached = max(base + token * _FEW for base, token in few)
+        lines = [(reached, 0.0), *_tangents(floor, read_token, products / rates.fp8_matrix)]
+    found = [
+        StepPiece(
+            base_s=fixed + base,
+            per_prefill_token_s=token + reduce_token,
+            per_prefill_attention_s=pair,
+            per_prefill_seq_s=rates.seq_s + head,
+            per_prefill_context_s=context,
+            per_decode_seq_s=token + reduce_token + rates.seq_s + head,
+            per_decode_context_s=context,
         )
+        for base, token in lines
+    ]
     host = StepPiece(
         base_s=rates.host_s, per_prefill_seq_s=rates.host_seq_s, per_decode_seq_s=rates.host_seq_s
     )
     return [*found, host]
+
+
+def _in_fp8(gpu: GPU, dtype: Dtype) -> bool:
+    """Say whether products run in fp8: without the hardware, fp8 weights are widened to 16 bits first."""
+    return dtype == "fp8" and gpu.fp8_flops is not None
+
+
+def _tangents(floor: float, read_token: float, work: float) -> list[tuple[float, float]]:
+    """Give (constant, per token) of lines whose maximum is sqrt(floor^2 + (work * tokens)^2), nearly."""
+    lines = []
+    for touch in _TOUCH:
+        # The line that touches where work = touch * floor; both weights are at most 1.
+        of_floor, of_work = 1 / (1 + touch**2) ** 0.5, touch / (1 + touch**2) ** 0.5
+        lines.append((of_floor * floor, of_floor * read_token + of_work * work))
+    return lines
 
 
 def _layer_parameters(llm: LLM, experts: int) -> int:
@@ -217,7 +198,8 @@ def estimate(
         "kv_blocks": blocks,
         "max_model_len": llm.max_model_len,
         "step_time": roofline(llm, gpu, tp, dtype, efficiency=efficiency),
-        "origin": "estimated",
+        # With factors of the caller's own, nothing is known of how wrong the estimate is.
+        "origin": "estimated" if efficiency is None else "given",
         "source": f"roofline of {llm.name} ({dtype or llm.dtype}) on {tp} x {gpu.name}; KV blocks from its memory",
         **limits,
     }

@@ -147,6 +147,77 @@ class LLM(Frozen):
         return (self.parameters - tables) * BYTES[kept] + tables * 2
 
 
+class Efficiency(Frozen):
+    """What a serving engine reaches of the data sheet.
+
+    The defaults are for a GPU that nobody measured: what vLLM reaches on the H200, and the all-reduces of NVLink.
+
+    Attributes
+    ----------
+    matrix, fp8_matrix, attention
+        Shares of the peak rate, in (0, 1].
+    fp8_few_matrix
+        The same for fp8 products in steps of up to 512 tokens, whose tiles are mostly padding.
+    weight_read, kv_read, interconnect
+        Shares of the bandwidth, in (0, 1].
+    layer_s
+        Launches and small kernels of one layer.
+    allreduce_s
+        Latency of one all-reduce; each layer has two.
+    step_s
+        The fixed part of a step that nothing hides.
+    seq_s
+        Sampling and bookkeeping of one request in a step.
+    host_s, host_seq_s
+        The host's own time of a step and of each request in it; an asynchronous engine hides it behind the GPU.
+    """
+
+    matrix: float = Field(0.63, gt=0, le=1)
+    fp8_matrix: float = Field(0.49, gt=0, le=1)
+    fp8_few_matrix: float = Field(0.27, gt=0, le=1)
+    attention: float = Field(0.57, gt=0, le=1)
+    weight_read: float = Field(0.79, gt=0, le=1)
+    kv_read: float = Field(0.76, gt=0, le=1)
+    interconnect: float = Field(0.33, gt=0, le=1)
+    layer_s: float = Field(2e-5, ge=0)
+    allreduce_s: float = Field(2.2e-5, ge=0)
+    step_s: float = Field(2e-4, ge=0)
+    seq_s: float = Field(5e-6, ge=0)
+    host_s: float = Field(2e-3, ge=0)
+    host_seq_s: float = Field(2e-5, ge=0)
+
+
+class EstimateError(Frozen):
+    """How wrong estimated step times were, where published figures of engines on this GPU tell it.
+
+    Attributes
+    ----------
+    what
+        The figures: of which engines, and what was measured.
+    points
+        Figures compared.
+    fitted
+        Those of them that took part in the fit of `Efficiency`.
+    median
+        Of the absolute relative error.
+    low, high
+        The extremes of estimate / measured - 1: below 0 the estimate was too fast.
+    """
+
+    what: str = Field(min_length=1)
+    points: int = Field(ge=1)
+    fitted: int = Field(0, ge=0)
+    median: float = Field(ge=0)
+    low: float = Field(gt=-1)
+    high: float = Field(gt=-1)
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> Self:
+        if self.low > self.high:
+            raise ValueError(f"low {self.low} is above high {self.high}")
+        return self
+
+
 class GPU(Frozen):
     """The rates of one GPU, as the vendor states them (dense, no sparsity).
 
@@ -164,6 +235,14 @@ class GPU(Frozen):
         To the other GPUs of a tensor-parallel group, in one direction.
     source
         Where the figures come from.
+    efficiency
+        What engines reach of these rates; None where nothing tells it: the defaults of `Efficiency` are taken.
+    efficiency_source
+        What the factors were fitted to.
+    estimate_error
+        Of estimates with these factors, against engines of the kind that they stand for; None: never checked.
+    other_errors
+        The same against other kinds: older software, other engines.
     """
 
     name: str = Field(min_length=1)
@@ -173,6 +252,10 @@ class GPU(Frozen):
     fp8_flops: float | None = Field(None, gt=0)
     interconnect_bytes_s: float = Field(gt=0)
     source: str = ""
+    efficiency: Efficiency | None = None
+    efficiency_source: str = ""
+    estimate_error: EstimateError | None = None
+    other_errors: tuple[EstimateError, ...] = ()
 
     def flops(self, dtype: Dtype) -> float:
         """Peak rate for matrix products in `dtype`; without FP8 hardware, fp8 weights run at the bf16 rate.

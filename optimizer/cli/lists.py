@@ -56,10 +56,10 @@ def engines(
         bool, typer.Option("--models/--no-models", help="Also list the LLMs and GPUs that names are made of.")
     ] = True,
 ) -> None:
-    """List the engines with measured or fitted step times, and the LLMs and GPUs for estimated ones.
+    """List the engines with a card, and the LLMs and GPUs that any other is estimated from.
 
     Any <llm>[-fp8][-tp<n>]@<gpu> is an engine; without a card of its own its step times are estimated from
-    the specifications (roofline).
+    the specifications (roofline). The error is the median one of a step, or that of estimates for the GPU.
     """
     from optimizer.capacity import engine_card, list_engines, list_gpus, list_llms
     from optimizer.report.card import median_error
@@ -69,7 +69,8 @@ def engines(
     for card in (engine_card(name) for name in list_engines()):
         e = card.engine()
         error = median_error({regime: of.model_dump() for regime, of in card.fit_error.items()})
-        rows.append({"name": e.name, "origin": e.origin, "error": error and error[0], "kv": e.kv_tokens,
+        median = error[0] if error else card.estimate_error and card.estimate_error.median
+        rows.append({"name": e.name, "origin": e.origin, "error": median, "kv": e.kv_tokens,
                      "budget": e.max_num_batched_tokens, "seats": e.max_num_seqs})  # fmt: skip
     columns = (
         Column("name", "engine"), Column("origin", "step times"), Column("error", "error", "%", scale=100),

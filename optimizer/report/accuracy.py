@@ -8,6 +8,9 @@ by 3.2 % on average, the sums of 50 narrow sweeps of decode steps are off by 2.3
 that is worst), and those of four whole runs, which mix them, by 0.04 to 0.8 %. The signed error of the sum over all
 measured steps (`total`) is near zero for every fit, so it stands in only where it is larger than the mean. The
 median leaves out what it should not: a few bad steps count in a sum.
+
+Of an estimate, the band is the whole range in which estimates for that GPU were found to lie, from published figures of
+other engines on it: which of them is like this one, nobody knows.
 """
 
 from __future__ import annotations
@@ -21,11 +24,7 @@ import numpy as np
 from optimizer.capacity import EngineCard
 from optimizer.capacity.cards import FitError
 from optimizer.problem import Engine, Schedule
-from optimizer.report.card import card_of
-
-ESTIMATED_FACTORS = (0.93, 1.82)
-"""Real over estimated step time of engines that nobody measured, where it could be checked: `models/README.md` says
-that estimates are from 7 % too slow (1 / 1.07) to 45 % too fast (1 / 0.55)."""
+from optimizer.report.card import card_of, estimate_error
 
 LEAST_FACTOR = 0.05
 """A step cannot take no time, however large the error of a card."""
@@ -97,8 +96,8 @@ def known_error(engine: Engine, schedule: Schedule, card: EngineCard | None = No
 
     With a card that states errors: for each kind of step the mean absolute error of a step (or the error of their
     sum, if that is larger), weighted with the share of busy time that the run spent in such steps. A kind
-    without an entry takes that of `all` steps, else the worst entry there is. Without such a card, an estimate has
-    the range in which estimates were found to lie; of anything else nothing is known.
+    without an entry takes that of `all` steps, else the worst entry there is. An estimate has the range in which
+    estimates for its GPU were found to lie; of anything else nothing is known.
 
     Parameters
     ----------
@@ -114,8 +113,9 @@ def known_error(engine: Engine, schedule: Schedule, card: EngineCard | None = No
     >>> from optimizer.simulator import simulate
     >>> requests = Requests.from_columns({"prompt_tokens": [100] * 9, "output_tokens": [30] * 9})
     >>> run = simulate(Instance("nine", requests, engine("llama3.1-70b-tp4@h100")))
-    >>> known_error(run.instance.engine, run.schedule).to_document()["step_time_factors"]
-    [0.93, 1.82]
+    >>> known = known_error(run.instance.engine, run.schedule)
+    >>> known.low < 1 < known.high
+    True
     """
     card = card or card_of(engine)
     if card is not None and card.fit_error:
@@ -127,9 +127,13 @@ def known_error(engine: Engine, schedule: Schedule, card: EngineCard | None = No
         low, high = round(max(1 - error, LEAST_FACTOR), _DIGITS), round(1 + error, _DIGITS)
         return KnownError(low, high, "mean error of a step by the card", regimes)
     if engine.origin == "estimated":
-        return KnownError(
-            *ESTIMATED_FACTORS, "estimated: how far estimates were off where they could be checked", {}
-        )
+        checked = estimate_error(engine, card)
+        if checked is None:
+            return KnownError(None, None, "estimated, and never checked on this GPU", {})
+        # From the estimate to the truth. The estimate itself stays in the band even where all errors had one sign:
+        # this engine may be unlike those that were published.
+        low, high = (round(1 / (1 + off), _DIGITS) for off in (max(checked.high, 0), min(checked.low, 0)))
+        return KnownError(low, high, f"so far off were estimates of {checked.points} figures of this GPU", {})
     why = "step times as given, without a card" if card is None else "the card states no error"
     return KnownError(None, None, why, {})
 

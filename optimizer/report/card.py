@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from optimizer.capacity import EngineCard, engine_card, list_engines
+from optimizer.capacity import EngineCard, EstimateError, engine_card, gpu, list_engines
+from optimizer.errors import InputError
 from optimizer.problem import Engine, Schedule
 from optimizer.problem.columns import Floats
 
@@ -16,7 +17,7 @@ _HAIR = 0.02
 """How far beyond a range a sum may go before it counts as beyond."""
 
 _ORIGINS = {
-    "estimated": "estimated from specifications, nothing was measured",
+    "estimated": "estimated from specifications",
     "given": "step times as given, without a card",
 }
 
@@ -34,6 +35,35 @@ def card_of(engine: Engine) -> EngineCard | None:
     return card if card.step_time == engine.step_time else None
 
 
+def estimate_error(engine: Engine, card: EngineCard | None = None) -> EstimateError | None:
+    """Find how wrong estimates for an engine's GPU were; None: it is no estimate, or never checked on this GPU.
+
+    Parameters
+    ----------
+    engine
+        Named as in the catalogue: an estimate under another name is not recognised.
+    card
+        Where it is none of the catalogue.
+
+    Examples
+    --------
+    >>> from optimizer.capacity import engine
+    >>> estimate_error(engine("llama3.1-70b-tp8@a100-80")).points
+    6
+    >>> estimate_error(engine("llama3.1-8b@l40s")) is None
+    True
+    """
+    card = card or card_of(engine)
+    if card is not None:
+        return card.estimate_error
+    if engine.origin != "estimated":
+        return None
+    try:
+        return gpu(engine.name.rpartition("@")[2]).estimate_error
+    except InputError:
+        return None
+
+
 def describe_engine(engine: Engine, schedule: Schedule, card: EngineCard | None = None) -> dict[str, Any]:
     """Give the JSON form of an engine in a summary.
 
@@ -47,11 +77,13 @@ def describe_engine(engine: Engine, schedule: Schedule, card: EngineCard | None 
     Returns
     -------
     dict
-        `name`, `origin`, `source`; `fit_error`, as on the card, or None where it states none; and
-        `beyond`, None where the card states no range, else `share`, the share of busy time spent beyond it,
-        and `sums`, with `most` and `covered` for each sum of a step that left it by more than 2 %.
+        `name`, `origin`, `source`; `fit_error`, as on the card, or None where it states none; `estimate_error`, of
+        an estimate on a GPU where some were checked, else None; and `beyond`, None where the card states no range,
+        else `share`, the share of busy time spent beyond it, and `sums`, with `most` and `covered` for each sum of a
+        step that left it by more than 2 %.
     """
     card = card or card_of(engine)
+    estimated = estimate_error(engine, card)
     return {
         "name": engine.name,
         "origin": engine.origin,
@@ -59,6 +91,7 @@ def describe_engine(engine: Engine, schedule: Schedule, card: EngineCard | None 
         "fit_error": {k: e.model_dump() for k, e in card.fit_error.items()}
         if card and card.fit_error
         else None,
+        "estimate_error": estimated.model_dump() if estimated else None,
         "beyond": _beyond(schedule, card.covers) if card and card.covers else None,
     }
 
@@ -68,13 +101,29 @@ def trust(engine: Mapping[str, Any]) -> str:
 
     >>> trust({"origin": "measured", "fit_error": {"all": {"median": 0.0253, "steps": 1183}}})
     'measured; median error of a step 2.5 %'
+    >>> checked = {"points": 6, "fitted": 4, "median": 0.06, "low": -0.1, "high": 0.02}
+    >>> trust({"origin": "estimated", "estimate_error": checked})
+    'estimated from specifications; of 6 figures of this GPU (4 fitted): median error 6 %, -10 to +2 %'
+    >>> trust({"origin": "estimated"})
+    'estimated from specifications, never checked on this GPU'
     """
     said = _ORIGINS.get(engine["origin"], engine["origin"])
+    if engine["origin"] == "estimated":
+        checked = engine.get("estimate_error")
+        return f"{said}; {estimated_error(checked)}" if checked else f"{said}, never checked on this GPU"
     error = median_error(engine.get("fit_error") or {})
     if error:
         where = "" if error[1] == "all" else f" ({error[1]})"
         return f"{said}; median error of a step {100 * error[0]:.2g} %{where}"
     return f"{said}; the card states no error" if engine["origin"] in ("measured", "fitted") else said
+
+
+def estimated_error(error: Mapping[str, Any]) -> str:
+    """Say in a few words how wrong estimates were."""
+    return (
+        f"of {error['points']} figures of this GPU ({error['fitted']} fitted): median error "
+        f"{100 * error['median']:.2g} %, {100 * error['low']:+.2g} to {100 * error['high']:+.2g} %"
+    )
 
 
 def median_error(fit_error: Mapping[str, Mapping[str, Any]]) -> tuple[float, str] | None:

@@ -40,8 +40,8 @@ def _card_named(model: str, file: str) -> str:
 
     16 bits are what every engine without an ending in its name runs in; fp8 is another engine.
     """
-    known = list_engines()
-    # A run was measured: of several GPUs it is the one whose card was, too.
+    # A run was measured: no estimate stands for its engine, and of several GPUs it is the one whose card was measured.
+    known = [card for card in list_engines() if engine_card(card).origin != "estimated"]
     measured = [card for card in known if engine_card(card).origin == "measured"]
     for name in dict.fromkeys((model.lower(), re.sub(r"-(bf16|fp16|float16|bfloat16)$", "", model.lower()))):
         cards = [card for card in known if card.partition("@")[0] == name]

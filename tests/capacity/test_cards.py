@@ -7,7 +7,16 @@ from typing import Any
 
 import pytest
 
-from optimizer.capacity import StepClock, engine, engine_card, gpu, list_engines, llm
+from optimizer.capacity import (
+    StepClock,
+    engine,
+    engine_card,
+    estimated_card,
+    gpu,
+    kv_blocks,
+    list_engines,
+    llm,
+)
 from optimizer.catalogue import catalogue_path
 from optimizer.errors import InputError
 from optimizer.problem.engine import Engine
@@ -109,6 +118,31 @@ def test_spellings_of_an_estimate() -> None:
     assert engine("opt-13b@a100-80-distserve") == engine("opt-13b-tp1@a100-80-distserve")
     card = catalogue_path("models") / "engines" / "llama3.1-8b@h200.yaml"
     assert engine(str(card)) == engine("llama3.1-8b@h200")
+
+
+@pytest.mark.parametrize("name", ["qwen3-8b@h100", "yi-34b-tp4@a100-40", "mixtral-8x22b-fp8-tp4@h200"])
+def test_an_estimated_card_is_the_estimate(name: str) -> None:
+    card = estimated_card(name)
+    assert card.engine() == engine(name)
+    assert card.estimate_error == gpu(card.gpu).estimate_error
+    assert ("never checked" in card.notes) is (card.estimate_error is None)
+    assert f"{card.llm}{'-fp8' if card.dtype == 'fp8' else ''}-tp{card.tp}@{card.gpu}" in (
+        name,
+        name.replace("@", "-tp1@"),
+    )
+
+
+def test_a_shipped_estimate_is_sized_for_the_limits_asked_for() -> None:
+    """As the same engine without a card is."""
+    name, limits = "llama3.1-70b-tp4@h100", {"max_num_seqs": 32, "max_num_batched_tokens": 2048}
+    found = engine(name, **limits)
+    assert name in list_engines()
+    assert found.kv_blocks > engine(name).kv_blocks
+    shape, device = llm("llama3.1-70b"), gpu("h100")
+    assert found.kv_blocks == kv_blocks(shape, device, tp=4, **limits)  # type: ignore[arg-type]
+    assert engine(name, kv_blocks=500, **limits).kv_blocks == 500
+    # A measured number of blocks stays.
+    assert engine("llama3.1-8b@h200", **limits).kv_blocks == engine("llama3.1-8b@h200").kv_blocks
 
 
 @pytest.mark.parametrize(

@@ -100,3 +100,32 @@ def test_a_file_of_one_s_own(tmp_path: Path) -> None:
     assert llm(str(path)).parameters == 1352
     with pytest.raises(InputError, match="cannot be read"):
         llm(str(tmp_path / "absent.yaml"))
+
+
+CHECKED = "estimate_error: {what: all, points: 3, median: 0.1, low: -0.2, high: 0.3}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "efficiency: {matrix: 1.2}\n",
+            r"field efficiency\.matrix: .*less than or equal to 1 \(given: 1\.2\)",
+        ),
+        ("efficiency: {speed: 1}\n", r"field efficiency\.speed: Extra inputs"),
+        (CHECKED.replace("-0.2", "0.4"), "low 0.4 is above high 0.3"),
+        (CHECKED.replace("points: 3", "points: 0"), r"field estimate_error\.points"),
+    ],
+)
+def test_wrong_factors_of_a_gpu_are_named(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "mine.yaml"
+    plain = (
+        "name: mine\nmemory_bytes: 1\nbandwidth_bytes_s: 1.0\nbf16_flops: 1.0\ninterconnect_bytes_s: 1.0\n"
+    )
+    path.write_text(plain)
+    assert gpu(str(path)).estimate_error is None
+    path.write_text(plain + CHECKED)
+    assert gpu(str(path)).estimate_error is not None
+    path.write_text(plain + text)
+    with pytest.raises(InputError, match=message):
+        gpu(str(path))

@@ -123,7 +123,9 @@ def test_an_asynchronous_step_is_the_longer_of_gpu_and_host() -> None:
     work = np.array([[10, 55, 1, 100, 1000], [1000, 500500, 1, 0, 0], [0, 0, 0, 1, 10000]], float)
     times = predict(changed, StepLog(*(np.ones(3),) * 3, work, np.full(3, "")))
     # Launching and 101 requests; 1,000 tokens on the GPU; reading the weights and 10,000 tokens of context.
-    assert times.tolist() == pytest.approx([0.007 + 100 * 1e-5 + 101 * 5e-5, 0.001 + 0.02, 0.005 + 10000 * 3e-8])
+    assert times.tolist() == pytest.approx(
+        [0.007 + 100 * 1e-5 + 101 * 5e-5, 0.001 + 0.02, 0.005 + 10000 * 3e-8]
+    )
 
 
 def test_between_two_steps_the_host_costs_a_synchronous_engine_time() -> None:

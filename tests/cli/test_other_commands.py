@@ -41,9 +41,9 @@ def test_policies_lists_every_one_with_a_line(run):
 
 def test_engines_lists_cards_models_and_gpus(run):
     ended = run("engines")
-    for word in ("llama3.1-8b@h200", "measured", "mixtral-8x7b", "b200"):
+    for word in ("llama3.1-8b@h200", "measured", "llama3.1-70b-tp4@h100", "estimated", "yi-34b", "b200"):
         assert word in ended.out
-    assert "mixtral-8x7b" not in run("engines", "--no-models").out
+    assert "yi-34b" not in run("engines", "--no-models").out
 
 
 def test_generate_writes_an_instance_or_requests(run, tmp_path):

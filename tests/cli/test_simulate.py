@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from optimizer.capacity import gpu
 from optimizer.catalogue import catalogue_path
 from optimizer.problem import Instance, Requests, Schedule
 from optimizer.simulator.recorder import Recorder
@@ -251,7 +252,10 @@ def test_says_when_the_range_is_not_known_or_not_all(run, trace, tmp_path):
     assert "how far step times are off is not known (the card states no error)" in ended.out
     assert " to " not in ended.out.partition("makespan")[2].partition("\n")[0]
     ended = run("simulate", trace, "--engine", "llama3.1-70b-tp4@h100")
-    assert "7 % less to 82 % more" in ended.out
+    assert (
+        f"so far off were estimates of {gpu('h100').estimate_error.points} figures of this GPU" in ended.out
+    )
+    assert "never checked on this GPU" in run("simulate", trace, "--engine", "llama3.1-8b@l40s").out
     text = (catalogue_path("models") / "engines/llama3.1-8b@h200.yaml").read_text()
     (tmp_path / "mine.yaml").write_text(text.replace("[0, 129457]", "[0, 10]"))
     ended = run("simulate", trace, "--engine", "mine.yaml")

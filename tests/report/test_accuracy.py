@@ -3,11 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from optimizer.capacity import engine, engine_card
+from optimizer.capacity import engine, engine_card, estimate, estimated_card, gpu, llm
 from optimizer.capacity.cards import FitError
-from optimizer.catalogue import catalogue_path
 from optimizer.problem import Instance, Requests
-from optimizer.report.accuracy import ESTIMATED_FACTORS, known_error, regime_shares
+from optimizer.report.accuracy import known_error, regime_shares
 from optimizer.simulator import simulate
 
 
@@ -74,22 +73,39 @@ def test_step_times_stay_above_zero_with_any_error(run):
     assert known(run, {"all": error(3.0)}).low > 0
 
 
-def test_of_estimates_it_is_what_was_checked_and_of_others_nothing(run):
-    estimated = engine("llama3.1-70b-tp4@h100")
-    found = known_error(estimated, run.schedule)
-    assert (found.low, found.high) == ESTIMATED_FACTORS
-    for own in (run.instance.engine.replace(name="mine", origin="given"), engine("opt-13b-tp1@a100-80-vllm")):
+@pytest.mark.parametrize(
+    "name", ["llama3.1-70b-tp4@h100", "qwen3-8b@h100", "mixtral-8x7b-tp4@h200", "yi-34b@a100-80"]
+)
+def test_of_an_estimate_it_is_the_range_found_on_its_gpu(run, name):
+    """With a shipped card or without one: from estimate / truth - 1 to factors on the estimate."""
+    checked = gpu(name.partition("@")[2]).estimate_error
+    found = known_error(engine(name), run.schedule)
+    assert 1 / found.low - 1 == pytest.approx(max(checked.high, 0), abs=1e-4)
+    assert 1 / found.high - 1 == pytest.approx(min(checked.low, 0), abs=1e-4)
+    assert str(checked.points) in found.origin
+    assert found == known_error(engine(name, max_num_seqs=32), run.schedule)
+
+
+def test_the_estimate_itself_is_always_inside(run):
+    card = estimated_card("llama3.1-8b@h100")
+    for low, high in ((-0.3, -0.1), (0.1, 0.3)):
+        off = card.estimate_error.model_copy(update={"low": low, "high": high})
+        found = known_error(card.engine(), run.schedule, card.model_copy(update={"estimate_error": off}))
+        assert found.low <= 1 <= found.high
+        assert found.error > 0.05
+
+
+def test_of_other_engines_nothing_is_known(run):
+    unknown = (
+        run.instance.engine.replace(name="mine", origin="given"),
+        engine("opt-13b-tp1@a100-80-vllm"),
+        engine("llama3.1-8b@l40s"),
+        engine("llama3.1-8b@h100").replace(name="an estimate under another name"),
+        estimate(llm("llama3.1-8b"), gpu("h100"), efficiency=gpu("h200").efficiency),
+    )
+    for own in unknown:
         found = known_error(own, run.schedule)
         assert found.to_document()["step_time_factors"] is None
         assert found.error is None
         assert found.origin
-
-
-def test_the_range_of_estimates_is_the_one_in_the_catalogue():
-    """Of `models/README.md`, which has it from comparisons with published figures."""
-    text = (catalogue_path("models") / "README.md").read_text(encoding="utf-8")
-    assert "7 % too slow" in text
-    assert "0 to 45 % too fast" in text
-    low, high = ESTIMATED_FACTORS
-    assert low == pytest.approx(1 / 1.07, abs=0.01)
-    assert high == pytest.approx(1 / (1 - 0.45), abs=0.01)
+    assert "never checked" in known_error(unknown[2], run.schedule).origin

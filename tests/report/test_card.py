@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from optimizer.capacity import engine, engine_card
+from optimizer.capacity import engine, engine_card, gpu
 from optimizer.problem import Instance, Requests, StepTime
 from optimizer.report.card import card_of, describe_engine, trust, warning
 from optimizer.simulator import simulate
@@ -21,6 +21,18 @@ def test_without_a_card_nothing_is_claimed(under_pressure):
     assert (said["fit_error"], said["beyond"]) == (None, None)
     assert trust(said) == "step times as given, without a card"
     assert warning(said) is None
+
+
+def test_an_estimate_is_described_with_what_is_known_of_its_gpu(under_pressure):
+    schedule = under_pressure.schedule
+    said = describe_engine(engine("qwen3-8b@h100"), schedule)
+    assert said["estimate_error"] == gpu("h100").estimate_error.model_dump()
+    assert f"of {said['estimate_error']['points']} figures" in trust(said)
+    for name in ("qwen3-8b@b200", "qwen3-8b@a100-40"):
+        said = describe_engine(engine(name), schedule)
+        assert said["estimate_error"] is None
+        assert trust(said).endswith("never checked on this GPU")
+    assert describe_engine(engine("llama3.1-8b@h200"), schedule)["estimate_error"] is None
 
 
 def test_sums_beyond_the_range_are_those_of_the_steps():
