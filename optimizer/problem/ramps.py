@@ -145,3 +145,28 @@ class Ramps:
     def total_completion(self, start: Ints) -> float:
         """Give the weighted sum of completion rounds."""
         return float((self.weight * (np.asarray(start) + self.rounds)).sum())
+
+
+def equal_round_s(instance: Instance) -> float | None:
+    """Give the length of a round of an instance that is `Ramps` in seconds; None if its rounds are not equal.
+
+    They are where every step of the engine takes equally long, whole prompts fit beside all decodes into the token budget, and nothing
+    can be thrown out, shared, or delayed by a step.
+
+    Examples
+    --------
+    >>> from optimizer.problem import Engine, Requests, StepTime
+    >>> engine = Engine(name="e", kv_blocks=9, preemption="none", step_time=StepTime.affine(base_s=0.5))
+    >>> requests = Requests.from_columns({"prompt_tokens": [2], "output_tokens": [3]})
+    >>> equal_round_s(Instance("one", requests, engine))
+    0.5
+    """
+    engine, requests = instance.engine, instance.requests
+    bases = {piece.base_s for regime in engine.step_time.regimes for piece in regime.pieces}
+    rates = (v for regime in engine.step_time.regimes for piece in regime.pieces for k, v in piece if k != "base_s")
+    if len(bases) > 1 or any(rates) or engine.preemption != "none":
+        return None
+    together = int(requests.prompt_tokens.sum()) if len(requests) <= engine.max_num_seqs else engine.kv_tokens
+    if engine.prefix_caching or engine.async_scheduling or together > engine.max_num_batched_tokens:
+        return None
+    return bases.pop()
