@@ -52,7 +52,8 @@ class EngineCard(Frozen):
         The serving engine and its version.
     origin, source, measured, notes
         Measured or estimated; by whom; how and when; what to know before trusting it.
-    kv_blocks, block_tokens, max_num_batched_tokens, max_num_seqs, max_model_len, prefix_caching
+    kv_blocks, block_tokens, max_num_batched_tokens, max_num_seqs, max_model_len, prefix_caching, async_scheduling,
+    preemption
         As in `Engine`.
     fitted_runs
         Whole runs that coefficients were fitted to (`run-<this>.json`): a small error on one of them proves less.
@@ -83,6 +84,7 @@ class EngineCard(Frozen):
     max_model_len: int | None = Field(None, ge=2)
     prefix_caching: bool = False
     async_scheduling: bool = False
+    preemption: Literal["recompute", "none"] = "recompute"
     fitted_runs: tuple[str, ...] = ()
     covers: dict[str, tuple[float, float]] = Field(default_factory=dict)
     fit_error: dict[str, FitError] = Field(default_factory=dict)

@@ -62,7 +62,7 @@ class _Walk:
 
     def __init__(self, schedule: Schedule, instance: Instance, decoded: Ints, found: Findings) -> None:
         s, requests = schedule, instance.requests
-        self.found = found
+        self.found, self.preempts = found, instance.engine.preemption != "none"
         self.prompts, self.outputs = requests.prompt_tokens.tolist(), requests.output_tokens.tolist()
         self.steps, self.decoded = s.steps.tolist(), decoded.tolist()
         runs = np.arange(len(s.steps))
@@ -92,6 +92,8 @@ class _Walk:
             )
 
     def preempt(self, run: int, _last: int, _row: int) -> None:
+        if not self.preempts:
+            self._broken(Rule.PREEMPTION, "preempted, which the engine does not allow", run)
         if self.phase in (_Phase.OUT, _Phase.DONE):
             state = "has finished" if self.phase is _Phase.DONE else "holds no KV"
             self._broken(Rule.PREEMPTION, f"preempted while it {state}", run)

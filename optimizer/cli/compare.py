@@ -102,15 +102,10 @@ def compare(
     """
     from optimizer.cli.workload import load, source_path
     from optimizer.comparison import compare as run
-    from optimizer.comparison.result import sort_column
-    from optimizer.report.plot import need_matplotlib, picture_kind
 
-    sort_column(sort)
-    folder = out or Path("results", source_path(workload).stem)
-    check_outputs([plot], folder=folder, source=source_path(workload))
-    if plot is not None:
-        need_matplotlib()
-        picture_kind(plot)
+    source = source_path(workload)
+    folder = out or Path("results", source.stem)
+    _refuse_early(source, folder, sort, plot)
     options = policy_options(policy_option)
     load_policy_files(policy_file)
     loaded = load(workload, engine)
@@ -134,6 +129,18 @@ def compare(
     present(result, folder, plot, title=f"{loaded.name} on {loaded.engine.name}")
     if result.failures:
         raise typer.Exit(ANSWER_IS_NO)
+
+
+def _refuse_early(source: Path, folder: Path, sort: str, plot: Path | None) -> None:
+    """Raise at what could only fail after all the work."""
+    from optimizer.comparison.result import sort_column
+    from optimizer.report.plot import need_matplotlib, picture_kind
+
+    sort_column(sort)
+    check_outputs([plot], folder=folder, source=source)
+    if plot is not None:
+        need_matplotlib()
+        picture_kind(plot)
 
 
 def present(result: Comparison, folder: Path, plot: Path | None = None, *, title: str = "") -> None:

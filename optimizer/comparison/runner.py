@@ -16,6 +16,8 @@ from optimizer.problem import Instance
 from optimizer.report.summary import versions
 
 Summary = Mapping[str, Any]
+Chosen = tuple[str, Policy, Mapping[str, object]]
+"""What a policy is called in the comparison, the policy, and those of its options that were set."""
 Progress = Callable[[int, int, Summary | Failure | None], None]
 """Called at the start and after each run: runs done, runs in all, and what came of the last one."""
 
@@ -88,14 +90,7 @@ def compare(
         raise InputError(f"{jobs}; expected a number of processes >= 1", field="jobs")
     chosen = _choose(policies, options or {})
     instances = [instance] if isinstance(instance, Instance) else [instance(seed) for seed in seed_list]
-    prints = [one.sha256 for one in instances]
-    files = {name: file.sha256 for name, _, _ in chosen if (file := policy_file_of(name)) is not None}
-    tasks = [
-        Task(name, policy, seed, place % len(instances), prints[place % len(instances)], given,
-             files.get(name), check, card)
-        for place, seed in enumerate(seed_list)
-        for name, policy, given in chosen
-    ]  # fmt: skip
+    tasks = _tasks(instances, chosen, seed_list, check, card)
     runs: dict[tuple[str, int], Summary] = {}
     failures: list[Failure] = []
     say = progress or (lambda done, total, last: None)
@@ -115,6 +110,24 @@ def compare(
     return Comparison(in_order, tuple(failures), seed_list, sort)
 
 
+def _tasks(
+    instances: Sequence[Instance],
+    chosen: Sequence[Chosen],
+    seeds: Sequence[int],
+    check: bool,
+    card: EngineCard | None,
+) -> list[Task]:
+    """Give a task for every policy and seed; the instances are one for all seeds, or one for each."""
+    prints = [one.sha256 for one in instances]
+    files = {name: file.sha256 for name, _, _ in chosen if (file := policy_file_of(name)) is not None}
+    return [
+        Task(name, policy, seed, place % len(instances), prints[place % len(instances)], given,
+             files.get(name), check, card)
+        for place, seed in enumerate(seeds)
+        for name, policy, given in chosen
+    ]  # fmt: skip
+
+
 def is_answered_by(task: Task, summary: Summary) -> bool:
     """Say whether a summary is what the task would give: same requests, engine, policy, options, versions.
 
@@ -131,9 +144,7 @@ def is_answered_by(task: Task, summary: Summary) -> bool:
     )
 
 
-def _choose(
-    policies: str | Sequence[str | Policy], options: Mapping[str, object]
-) -> list[tuple[str, Policy, Mapping[str, object]]]:
+def _choose(policies: str | Sequence[str | Policy], options: Mapping[str, object]) -> list[Chosen]:
     """Build the policies, each with the options meant for it."""
     if isinstance(policies, str):
         names = list(policy_names()) if policies == "all" else [p.strip() for p in policies.split(",")]
@@ -141,7 +152,7 @@ def _choose(
     if not policies:
         raise InputError("no policy is given; expected all, or names separated by commas", field="policies")
     used: set[str] = set()
-    chosen: list[tuple[str, Policy, Mapping[str, object]]] = []
+    chosen: list[Chosen] = []
     for policy in policies:
         if isinstance(policy, Policy):
             chosen.append((policy.name or type(policy).__name__, policy, {}))

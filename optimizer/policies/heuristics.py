@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from typing import ClassVar
 
 from optimizer.policies.base import register
@@ -168,18 +169,27 @@ class SmallestVolumeFirst(ByKey):
         return s.prompt_tokens[request] * output + output * (output + 1) / 2
 
 
+_Place = tuple[float, int, float, float]
+"""Of a request in an order: what it is ordered by, the request, its output tokens, and all its tokens."""
+
+
 class BatchQueue:
     """Waiting requests in batches: the best batch first, shortest outputs first inside it.
 
     The best batch has the smallest sum of outputs over squared size among those that fit into the cache
     together; it is searched for among the prefixes of three orders (by output, by size, by volume), since
     the exact search is NP-hard.
+
+    Each order is a heap, of which a search takes off as many as fit and puts back whom it does not choose. Whom
+    another order chose stays in it until it comes up; who comes back then stands in it twice.
     """
 
     def __init__(self, state: EngineState) -> None:
         self._state = state
         self._batch: list[int] = []
         self._rest: set[int] = set()
+        self._new: list[int] = []
+        self._orders: tuple[list[_Place], ...] = ([], [], [])
 
     def __len__(self) -> int:
         return len(self._batch) + len(self._rest)
@@ -192,6 +202,7 @@ class BatchQueue:
     def push(self, request: int) -> None:
         """Take in an arrival or a preempted request."""
         self._rest.add(request)
+        self._new.append(request)
 
     push_back = push
 
@@ -208,23 +219,53 @@ class BatchQueue:
         return self._batch.pop()
 
     def _best_batch(self) -> list[int]:
-        s = self._state
-        output = {r: s.length_guess(r) for r in self._rest}
-        size = {r: s.prompt_tokens[r] + output[r] for r in self._rest}
-        volume = {r: (s.prompt_tokens[r] + size[r]) * output[r] for r in self._rest}
-        best: list[int] = []
+        if len(self._rest) == 1:
+            self._new.clear()
+            for order in self._orders:
+                order.clear()
+            return list(self._rest)
+        self._take_in()
+        best: list[_Place] = []
         least = float("inf")
-        for measure in (output, size, volume):
-            order = sorted(self._rest, key=lambda r: (measure[r], r))
-            held = total = 0.0
-            for count, request in enumerate(order, start=1):
-                held += size[request]
-                if held > s.blocks * s.block_tokens and count > 1:
-                    break
-                total += output[request]
+        prefixes = [self._fitting(order) for order in self._orders]
+        for prefix in prefixes:
+            total = 0.0
+            for count, (_, _, output, _) in enumerate(prefix, start=1):
+                total += output
                 if total / count**2 < least:
-                    least, best = total / count**2, order[:count]
-        return sorted(best, key=lambda r: (-output[r], -r))
+                    least, best = total / count**2, prefix[:count]
+        batch = [request for _, request, _, _ in sorted(best, key=lambda place: (-place[2], -place[1]))]
+        chosen = set(batch)
+        for order, prefix in zip(self._orders, prefixes, strict=True):
+            for place in prefix:
+                if place[1] not in chosen:
+                    heappush(order, place)
+        return batch
+
+    def _take_in(self) -> None:
+        """Give those who came a place in every order."""
+        prompts, guess = self._state.prompt_tokens, self._state.length_guess
+        for request in self._new:
+            output, prompt = guess(request), prompts[request]
+            size = prompt + output
+            for order, measure in zip(self._orders, (output, size, (prompt + size) * output), strict=True):
+                heappush(order, (measure, request, output, size))
+        self._new.clear()
+
+    def _fitting(self, order: list[_Place]) -> list[_Place]:
+        """Take off the requests at the head of an order that fit into the cache together, one at least."""
+        capacity = self._state.blocks * self._state.block_tokens
+        prefix: list[_Place] = []
+        held = 0.0
+        while order:
+            place = order[0]
+            if place[1] in self._rest and not (prefix and prefix[-1] == place):
+                held += place[3]
+                if held > capacity and prefix:
+                    break
+                prefix.append(place)
+            heappop(order)
+        return prefix
 
 
 @register("sorted-f")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Set
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,20 @@ MOST_TOKENS = 10**8
 
 Locate = Callable[[int], dict[str, Any]]
 """From a row number to the keywords `file` and `line` of an `InputError`."""
+
+
+def sequence(column: Any, field: str) -> Any:
+    """Give a column as an array, a list or a tuple: rows count from 0, whatever index it had (pandas).
+
+    Raises
+    ------
+    InputError
+        If it is one value and no column.
+    """
+    is_one = isinstance(column, str | bytes | Mapping | Set) or getattr(column, "ndim", 1) == 0
+    if is_one or not hasattr(column, "__len__"):
+        raise InputError(f"{_show(column)} is no column; expected one value per request", field=field)
+    return column if isinstance(column, list | tuple | np.ndarray) else list(column)
 
 
 def whole_numbers(column: Any, field: str, where: Locate, *, least: int = 1, most: int = MOST_TOKENS) -> Ints:
@@ -68,7 +82,8 @@ def _floats(column: Any, field: str, where: Locate, expected: str) -> Floats:
     values = np.empty(len(column))
     for row, value in enumerate(column):
         try:
-            if isinstance(value, bool):
+            # float() takes underscores between digits, which no table means.
+            if isinstance(value, bool | np.bool_) or (isinstance(value, str) and "_" in value):
                 raise ValueError
             values[row] = float("nan" if value is None else value)
         except (TypeError, ValueError, OverflowError):

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+from optimizer.units import ticks
 
 Seconds = float
+
+MOST_BLOCK_TOKENS = 1 << 20
+"""Real engines page by 1 to 1,024 tokens; the simulator counts requests by their offset within a block."""
 
 
 class Frozen(BaseModel):
     """What crosses the edge: validated once, then unchangeable; unknown fields are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool):
+            kind = cls.model_fields[str(info.field_name)].annotation
+            if {int, float} & {kind, *get_args(kind)}:
+                raise ValueError("Input should be a number, not true or false")
+        return value
 
 
 class StepPiece(Frozen):
@@ -109,10 +123,10 @@ class StepTime(Frozen):
                     f"two regimes of phase {regime.phase!r} start at {regime.min_tokens} tokens; keep one"
                 )
             known.add(regime.min_tokens)
-            if not any(piece.base_s > 0 for piece in regime.pieces):
+            if not any(ticks(piece.base_s) for piece in regime.pieces):
                 raise ValueError(
-                    f"regime {regime.phase!r} from {regime.min_tokens} tokens has no piece with base_s > 0: "
-                    "a step would take no time at all; give the fixed time of a step"
+                    f"regime {regime.phase!r} from {regime.min_tokens} tokens has no piece with base_s > 0, rounded to "
+                    "femtoseconds: a step would take no time at all; give the fixed time of a step in seconds"
                 )
         for phase in ("prefill", "decode", "mixed"):
             if 0 not in starts.get(phase, ()) and 0 not in starts.get("any", ()):
@@ -144,6 +158,9 @@ class Engine(Frozen):
     async_scheduling
         Whether a step is composed while the one before it runs: it then knows of what arrived before that one
         started, and seats and blocks of requests that finish with that one come free a step later.
+    preemption
+        Whether a running request may be thrown out, to be computed anew later (`recompute`), or not (`none`: the model
+        of most theory papers; schedulers must then see to it that the KV cache lasts).
     step_time
         The step-time model.
     origin, source
@@ -164,12 +181,13 @@ class Engine(Frozen):
 
     name: str = Field(min_length=1)
     kv_blocks: int = Field(ge=1)
-    block_tokens: int = Field(16, ge=1)
+    block_tokens: int = Field(16, ge=1, le=MOST_BLOCK_TOKENS)
     max_num_batched_tokens: int = Field(8192, ge=1)
     max_num_seqs: int = Field(256, ge=1)
     max_model_len: int | None = Field(None, ge=2)
     prefix_caching: bool = False
     async_scheduling: bool = False
+    preemption: Literal["recompute", "none"] = "recompute"
     step_time: StepTime
     origin: Literal["measured", "fitted", "estimated", "given"] = "given"
     source: str = ""

@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -40,7 +40,7 @@ class Instance:
     Raises
     ------
     InputError
-        If a request can never fit into the engine's KV cache or its model length.
+        If a request can never fit into the engine's KV cache or its model length, or the objective is unknown.
     """
 
     name: str
@@ -52,12 +52,22 @@ class Instance:
     """The file it was read from, for error messages."""
 
     def __post_init__(self) -> None:
+        if self.objective not in get_args(Objective):
+            raise InputError(
+                f"{self.objective!r} is no objective; expected one of {', '.join(get_args(Objective))}",
+                file=self.origin,
+                field="objective",
+            )
         reject_misfits(self.requests, self.engine, self.origin)
 
     @property
     def sha256(self) -> str:
-        """Fingerprint of everything that can change a result."""
-        text = json.dumps(self.to_document(), sort_keys=True, separators=(",", ":"))
+        """Fingerprint of everything that can change a result.
+
+        What an engine leaves at its default is left out, so that fingerprints outlive fields that engines gain.
+        """
+        document = self.to_document() | {"engine": self.engine.model_dump(mode="json", exclude_defaults=True)}
+        text = json.dumps(document, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
     def to_document(self) -> dict[str, Any]:
@@ -158,20 +168,11 @@ def requests_from_document(
 
     columns = dict(given)
     try:
-        special = {
-            k: columns.pop(k, None) for k in ("known_low", "known_high", "known_mean", "known_log_sigma")
-        }
+        special = [columns.pop(f"known_{name}", None) for name in ("low", "high", "mean", "log_sigma")]
         known = None
-        if special["known_low"] is not None and special["known_high"] is not None:
-            known = LengthKnowledge(
-                np.asarray(special["known_low"], np.int64),
-                np.asarray(special["known_high"], np.int64),
-                None if special["known_mean"] is None else np.asarray(special["known_mean"], np.float64),
-                None
-                if special["known_log_sigma"] is None
-                else np.asarray(special["known_log_sigma"], np.float64),
-            )
-        elif any(v is not None for v in special.values()):
+        if special[0] is not None and special[1] is not None:
+            known = LengthKnowledge(*special)
+        elif any(v is not None for v in special):
             raise InputError("known_low and known_high go together; give both", file=file, field="known_low")
         prefix = None
         hashes = columns.pop("prefix_hashes", None)
@@ -183,7 +184,7 @@ def requests_from_document(
         if isinstance(error, InputError):
             raise
         raise InputError(
-            f"{error}; expected whole numbers", file=file, field="known_low or prefix_hashes"
+            f"{error}; expected whole numbers, in one list per request", file=file, field="prefix_hashes"
         ) from None
     try:
         return Requests.from_columns(columns, known=known, prefix=prefix, locate=where)
@@ -199,6 +200,8 @@ def prefix_from_lists(
     """Lay lists of block hashes end to end."""
     sizes = np.array([0, *(len(h) if h else 0 for h in hashes)], dtype=np.int64)
     flat = [i for h in hashes for i in (h or ())]
+    if wrong := [i for i in flat if type(i) is not int]:
+        raise TypeError(f"{wrong[0]!r} is no hash")
     return PrefixHashes(np.asarray(flat, dtype=np.int64), np.cumsum(sizes), block_tokens, covers_outputs)
 
 
@@ -240,7 +243,10 @@ def read_json(path: str | Path) -> Any:
     except UnicodeDecodeError as error:
         raise InputError(f"is no text: {error.reason} at byte {error.start}", file=str(path)) from None
     except json.JSONDecodeError as error:
-        raise InputError(f"is no JSON: {error.msg}", file=str(path), line=error.lineno) from None
+        said = error.msg.removesuffix(" at")  # "Unterminated string starting at"
+        raise InputError(
+            f"is no JSON: {said} at character {error.colno}", file=str(path), line=error.lineno
+        ) from None
     except (RecursionError, ValueError):
         raise InputError(
             "is no JSON that can be read: a nesting is too deep or a number too long", file=str(path)

@@ -3,6 +3,9 @@
 While a request decodes, its context grows in lockstep with the count of decode steps D. So the blocks of a
 decoder, ceil((o + D) / b) with o its context when D was 0, need only its quotient and its residue by b: one
 counter per residue class stands for all requests, and b cumulative sums over the runs give every total.
+
+Within a run each step is longer than the one before by the same amount. So the average over the time of a run
+needs two sums over its steps j = 0, 1, ...: of the blocks, and of j times the blocks.
 """
 
 from __future__ import annotations
@@ -24,8 +27,8 @@ def kv_use(schedule: Schedule, requests: Requests, engine: Engine) -> tuple[floa
     """Measure the share of the KV cache that was held: its mean over busy time, and its peak.
 
     Paged systems hold whole blocks, those of a step allocated in it; a request waiting between two chunks,
-    or stalled, keeps its own. Systems that reserve hold what they reserved. Runs weigh by their time, the
-    steps of a run equally, so the mean hardly depends on how steps are gathered into runs.
+    or stalled, keeps its own. Systems that reserve hold what they reserved. Every step weighs by its time,
+    however steps are gathered into runs.
 
     A block that a prefix cache hit claims is counted with the request that computed it, while that one
     lives, and not with those that share it. Both numbers are therefore lower bounds where prefixes are
@@ -56,8 +59,8 @@ def kv_use(schedule: Schedule, requests: Requests, engine: Engine) -> tuple[floa
     >>> from optimizer.problem import Engine, Requests, StepTime
     >>> columns = dict.fromkeys(Schedule.__dataclass_fields__, np.zeros(0, np.int64)) | {
     ...     "policy": "by hand", "block_tokens": 16, "max_num_batched_tokens": 512,
-    ...     "start_s": np.array([0.0, 1.0]), "end_s": np.array([1.0, 13.0]), "steps": np.array([1, 12]),
-    ...     "decode_seqs": np.array([0, 1]),
+    ...     "start_s": np.array([0.0, 1.0]), "end_s": np.array([1.0, 13.0]),
+    ...     "first_step_s": np.array([1.0, 1.0]), "steps": np.array([1, 12]), "decode_seqs": np.array([0, 1]),
     ...     "chunk_run": np.array([0]), "chunk_request": np.array([0]),
     ...     "chunk_tokens": np.array([20]), "chunk_context": np.array([0]),
     ...     "decode_request": np.array([0]), "decode_first_run": np.array([1]),
@@ -73,13 +76,13 @@ def kv_use(schedule: Schedule, requests: Requests, engine: Engine) -> tuple[floa
     last, middle = kv_tokens_by_run(schedule)
     busy_s = schedule.end_s - schedule.start_s
     total_s = float(busy_s.sum())
-    mean = float(middle @ busy_s) / total_s if total_s else float("nan")
+    mean = float((middle * busy_s).sum()) / total_s if total_s else float("nan")
     peak = float(last.max())
     return min(mean, peak) / engine.kv_tokens, peak / engine.kv_tokens
 
 
 def kv_tokens_by_run(schedule: Schedule) -> tuple[Ints, Floats]:
-    """Give the KV held in each run: in its last step, where it is fullest, and on average over its steps.
+    """Give the KV held in each run: in its last step, where it is fullest, and on average over its time.
 
     Parameters
     ----------
@@ -106,13 +109,13 @@ def kv_tokens_by_run(schedule: Schedule) -> tuple[Ints, Floats]:
     return last * schedule.block_tokens, mean * schedule.block_tokens
 
 
-def _blocks_by_run(schedule: Schedule) -> tuple[Ints, Floats]:
-    """Blocks held in the last step of each run, and on average over its steps."""
-    b, runs = schedule.block_tokens, len(schedule.steps)
-    decodes = schedule.decode_seqs > 0
+def _blocks_by_run(s: Schedule) -> tuple[Ints, Floats]:
+    """Blocks held in the last step of each run, and on average over its time."""
+    b, runs = s.block_tokens, len(s.steps)
+    decodes = s.decode_seqs > 0
     decoded = np.zeros(runs + 1, np.int64)  # decode steps before each run
-    np.cumsum(np.where(decodes, schedule.steps, 0), out=decoded[1:])
-    rows = _Rows(schedule, decoded)
+    np.cumsum(np.where(decodes, s.steps, 0), out=decoded[1:])
+    rows = _Rows(s, decoded)
 
     # What is held idle from one row of a request to its next, and claims that others pay for.
     after = -(-(rows.before + rows.computed) // b)
@@ -127,21 +130,34 @@ def _blocks_by_run(schedule: Schedule) -> tuple[Ints, Floats]:
     )
     decode = rows.kind == _DECODE
     segments = (rows.first[decode], rows.last[decode], rows.before[decode])
-    decoders_last, decoders_sum = _decoder_blocks(*segments, decoded, b)
+    decoders_last, decoders_sum, decoders_moment = _decoder_blocks(*segments, decoded, b)
     chunk_last = _sums(rows.first[rows.kind == _CHUNK], after[rows.kind == _CHUNK], runs)
-    in_steps = _chunk_block_sums(schedule) + decoders_sum
-    last = idle + chunk_last + decoders_last
-    stalled = np.where(decodes, 0, decoders_last)
-    return last, idle + stalled + in_steps / np.maximum(schedule.steps, 1)
+    chunk_sum, chunk_moment = _chunk_block_sums(s)
+    same = idle + np.where(decodes, 0, decoders_last)  # in every step of the run
+    return idle + chunk_last + decoders_last, _over_time(
+        s,
+        same * s.steps + chunk_sum + decoders_sum,
+        same * (s.steps * (s.steps - 1) / 2) + chunk_moment + decoders_moment,
+    )
 
 
-def _chunk_block_sums(s: Schedule) -> Ints:
-    """Blocks of all that prefill, added up over the steps of each run."""
+def _over_time(s: Schedule, total: Ints, moment: Floats) -> Floats:
+    """Average by run over time what adds up to `total` over its steps j, and to `moment` when multiplied by j."""
+    busy_s = s.end_s - s.start_s
+    growth_s = (busy_s - s.steps * s.first_step_s) / np.maximum(s.steps * (s.steps - 1) / 2, 1)
+    timed = (s.steps > 1) & (busy_s > 0)
+    integral = s.first_step_s * total + growth_s * moment
+    return np.where(timed, integral / np.where(timed, busy_s, 1), total / np.maximum(s.steps, 1))
+
+
+def _chunk_block_sums(s: Schedule) -> tuple[Ints, Ints]:
+    """Blocks of all that prefill, added up over the steps of each run: as they are, and times the step's number."""
     run = np.repeat(s.chunk_run, s.steps[s.chunk_run])
     steps = s.steps[s.chunk_run]
-    nth = np.arange(len(run)) - np.repeat(np.cumsum(steps) - steps, steps) + 1
-    context = np.repeat(s.chunk_context, steps) + nth * np.repeat(s.chunk_tokens, steps)
-    return _sums(run, -(-context // s.block_tokens), len(s.steps))
+    nth = np.arange(len(run)) - np.repeat(np.cumsum(steps) - steps, steps)
+    context = np.repeat(s.chunk_context, steps) + (nth + 1) * np.repeat(s.chunk_tokens, steps)
+    blocks = -(-context // s.block_tokens)
+    return _sums(run, blocks, len(s.steps)), _sums(run, nth * blocks, len(s.steps))
 
 
 class _Rows:
@@ -197,32 +213,44 @@ class _Rows:
 
 def _decoder_blocks(
     first_run: Ints, last_run: Ints, before: Ints, decoded: Ints, b: int
-) -> tuple[Ints, Ints]:
-    """Blocks of all decoders in the last step of each run, and added up over its steps.
+) -> tuple[Ints, Ints, Floats]:
+    """Blocks of all decoders in the last step of each run; added up over its steps j; and each times j.
 
     `before` is the context of each when its first run starts.
     """
     runs = len(decoded) - 1
-    whole, residue = np.divmod(before - decoded[first_run], b)
-    seqs, blocks, residues = (
-        _over_runs(first_run, last_run, amount, runs) for amount in (None, whole, residue)
-    )
-    # With D = b*u + v, ceil((r + D) / b) is u + 1, more by 1 where r + v > b, less by 1 where r = v = 0.
-    # Its sum over D = 1, 2, ... is (u + 1) * (b*u/2 + v + r) + max(0, r + v - b), and what r alone gives.
-    u, v = np.divmod(decoded, b)
-    plain = b * u * (u + 1) // 2 + (u + 1) * v
-    in_last = blocks + seqs * (u[1:] + 1)
-    in_sum = blocks * np.diff(decoded) + seqs * np.diff(plain) + residues * np.diff(u)
+    start, k = decoded[:-1], np.diff(decoded)
+    m, w = np.divmod(k, b)
+    offset = before - decoded[first_run]
+    seqs, context = (_over_runs(first_run, last_run, amount, runs) for amount in (None, offset))
+    context += seqs * start
+    # A decoder with b*q + s tokens before the run holds q + 1 + (s + j) // b blocks in step j. Of the k = b*m + w
+    # steps, those with j % b >= b - s have a block more than they had without s; n of them are in the last w.
+    s_sum, s_squares, n_sum, n_squares, beyond, none = np.zeros((6, runs), np.int64)
+    residue, start_residue = offset % b, start % b
     for r in np.flatnonzero(np.bincount(residue, minlength=b)).tolist():
         of_class = residue == r
         count = _over_runs(first_run[of_class], last_run[of_class], None, runs)
-        if r:
-            over = np.maximum(v - (b - r), 0)
-            in_last += count * (over[1:] > 0)
-            in_sum += count * np.diff(over)
-        else:
-            in_last -= count * (v[1:] == 0)
-    return in_last, in_sum
+        s = start_residue + r
+        s -= b * (s >= b)
+        n = np.maximum(s + w - b, 0)
+        none += count * (s + w == 0)
+        beyond += count * (n > 0)
+        of_s, of_n = count * s, count * n
+        s_sum += of_s
+        n_sum += of_n
+        s_squares += of_s * s
+        n_squares += of_n * n
+    base = seqs + (context - s_sum) // b
+    last = base + seqs * m + beyond - none
+    cycles = b * m * (m - 1) // 2  # sums over j of j // b, and of j * (j // b), follow from it
+    total = base * k + seqs * (cycles + m * w) + m * s_sum + n_sum
+    m, w = m.astype(np.float64), w.astype(np.float64)  # the moment of a very long run is no 64-bit integer
+    plain = cycles * (b * (2 * m - 1) / 3 + (b - 1) / 2) + m * w * (b * m + (w - 1) / 2)
+    moment = (
+        base * (k * (k - 1) / 2) + seqs * plain + cycles * s_sum + m * ((2 * b - 1) * s_sum - s_squares) / 2
+    )
+    return last, total, moment + b * m * n_sum + ((2 * w - 1) * n_sum - n_squares) / 2
 
 
 def _over_runs(first: Ints, last: Ints, amount: Ints | None, runs: int) -> Ints:

@@ -18,6 +18,7 @@ from optimizer.problem.columns import (
     check_order,
     check_unique,
     real_numbers,
+    sequence,
     whole_numbers,
 )
 
@@ -206,16 +207,15 @@ class Requests:
         for required in ("prompt_tokens", "output_tokens"):
             if columns.get(required) is None:
                 raise InputError(f"column {required!r} is missing")
-        n = len(columns["prompt_tokens"])
+        given = {name: sequence(column, name) for name, column in columns.items() if column is not None}
+        n = len(given["prompt_tokens"])
         if n == 0:
             raise InputError("there are no requests; expected at least one")
-        for name, column in columns.items():
-            if column is not None and len(column) != n:
+        for name, column in given.items():
+            if len(column) != n:
                 raise InputError(f"column {name!r} has {len(column)} rows; expected {n}")
         made: dict[str, Any] = {}
-        for name, column in columns.items():
-            if column is None:
-                continue
+        for name, column in given.items():
             if name in ("ids", "tenant"):
                 made[name] = tuple(str(x) for x in column)
             elif name in ("prompt_tokens", "output_tokens", "max_output_tokens"):
@@ -235,7 +235,7 @@ class Requests:
                 **{"field": "output_tokens", **where(row)},
             )
         if known is not None:
-            _check_known(known, made["output_tokens"], where)
+            known = _check_known(known, made["output_tokens"], where)
         if prefix is not None:
             _check_prefix(prefix, made["prompt_tokens"], made["output_tokens"], where)
         return cls(**made, known=known, prefix=prefix)
@@ -245,23 +245,36 @@ def _columns(record: Any) -> Sequence[Any]:
     return [getattr(record, f.name) for f in dataclasses.fields(record)]
 
 
-def _check_known(known: LengthKnowledge, output_tokens: Ints, where: Locate) -> None:
+def _check_known(known: LengthKnowledge, output_tokens: Ints, where: Locate) -> LengthKnowledge:
+    made: dict[str, Any] = {}
+    for field in dataclasses.fields(known):
+        column, name = getattr(known, field.name), f"known_{field.name}"
+        if column is None:
+            continue
+        column = sequence(column, name)
+        if len(column) != len(output_tokens):
+            raise InputError(f"column {name!r} has {len(column)} rows; expected {len(output_tokens)}")
+        check = whole_numbers if field.name in ("low", "high") else real_numbers
+        made[field.name] = check(column, name, where)
+    low, high = made["low"], made["high"]
     for name, bad in (
-        ("low", (known.low < 1) | (known.low > known.high)),
-        ("output_tokens", (output_tokens < known.low) | (output_tokens > known.high)),
+        ("known_low", low > high),
+        ("output_tokens", (output_tokens < low) | (output_tokens > high)),
     ):
         if bad.any():
             row = int(np.flatnonzero(bad)[0])
             raise InputError(
-                f"the true length {output_tokens[row]} is outside the known interval "
-                f"[{known.low[row]}, {known.high[row]}]; widen it",
+                f"the true length {output_tokens[row]} is outside the known interval [{low[row]}, {high[row]}]; widen it",
                 **{"field": name, **where(row)},
             )
+    return LengthKnowledge(**made)
 
 
 def _check_prefix(prefix: PrefixHashes, prompt_tokens: Ints, output_tokens: Ints, where: Locate) -> None:
     if prefix.block_tokens < 1:
         raise InputError(f"{prefix.block_tokens} tokens per hash; expected at least 1", field="block_tokens")
+    if prefix.ids.size and prefix.ids.dtype.kind not in "iu":
+        raise InputError(f"hashes of type {prefix.ids.dtype}; expected whole numbers", field="prefix")
     if len(prefix.starts) != len(prompt_tokens) + 1:
         raise InputError(
             f"hashes of {len(prefix.starts) - 1} requests; expected {len(prompt_tokens)}", field="prefix"

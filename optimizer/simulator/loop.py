@@ -62,6 +62,8 @@ class Loop:
         self._unfinished = len(state.left)
         self._tells_finishes = policy.hears_finishes()
         self._most_tokens = state.token_budget if policy.has_budget else UNLIMITED
+        # A step of more than `most_per_step` tokens may run out of blocks even where `tight` was not set.
+        self._most_unchecked = min(self._most_tokens, state.most_per_step)
         self._preemptions_at_progress = 0
 
     def run(self) -> None:
@@ -104,6 +106,7 @@ class Loop:
                     push(upcoming)
                     upcoming += 1
                     next_arrival = arrival[upcoming]
+                s.arrived = upcoming
                 self._upcoming = next_arrival
             tight = s.context_sum + s.idle_tokens > safe_tokens
             if waiting or prefilling or tight or asks_always or s.held:
@@ -195,7 +198,7 @@ class Loop:
                 rows += (run, request, n, c)
         context = s.context_sum + decoding if decoding else 0
         first = self._prompt_step(tokens, attention, len(chunks), contexts, decoding, context)
-        if tokens + decoding > self._most_tokens or s.tight:
+        if tokens + decoding > self._most_unchecked or s.tight:
             self._check_step(now, tokens, decoding)
         k, end = 1, now + first
         self._seen = now

@@ -157,6 +157,8 @@ class PrefixCache:
             self._give_back(_Block(), request, index, tokens)
         for index in range(len(held) - 1, -1, -1):
             self._give_back(held[index], request, index, tokens)
+        # Most requests do not come back; who was thrown out has its keys made again.
+        self._keys.pop(request, None)
 
     def _give_back(self, block: _Block, request: int, index: int, tokens: int) -> None:
         if block.key is None and (index + 1) * self.block_tokens <= tokens:

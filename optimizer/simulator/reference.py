@@ -89,6 +89,7 @@ class ReferenceLoop(Loop):
             while arrival[upcoming] <= (self._seen if self._lags else now):
                 s.waiting.push(upcoming)
                 upcoming += 1
+            s.arrived = upcoming
             s.begin(now, tight=s.pages)
             policy.step(s)
             self._watch_for_livelock()

@@ -71,7 +71,7 @@ def simulate(
     step_by_step
         Use the reference mode: every step, every request, no closed forms. Same schedule, much slower.
     options
-        Of the policy, by name.
+        Of a policy that is given by its name, by theirs; a policy of one's own is made with its options.
     ttft_slo_s, tpot_slo_s
         Levels for goodput where a request names none.
 
@@ -90,11 +90,43 @@ def simulate(
     >>> simulate(Instance("two", requests, engine)).metrics.makespan_s
     0.05
     """
+    decider = _decider(policy, options or {})
+    decider.seed = seed
+    state, loop = _set_up(instance, decider, step_by_step=step_by_step)
+    name = decider.name or type(decider).__name__
+    try:
+        decider.start(state)
+        loop.run()
+    except OptimizerError:
+        raise
+    except Exception as error:
+        raise PolicyError(f"{name} raised {type(error).__name__} at {state.now_s:.6f} s: {error}") from error
+    requests, engine = instance.requests, instance.engine
+    budget = engine.max_num_batched_tokens if decider.has_budget else None
+    schedule = state.recorder.schedule(name, state.block_tokens, budget, loop.first_token, loop.finish)
+    metrics = Metrics.of(schedule, requests, engine, ttft_slo_s=ttft_slo_s, tpot_slo_s=tpot_slo_s)
+    return Simulation(
+        instance, name, dict(options or {}), seed, schedule, metrics, loop.loop_seconds, loop.events
+    )
+
+
+def _decider(policy: str | Policy, options: Mapping[str, Any]) -> Policy:
     from optimizer.policies import make_policy
+
+    if isinstance(policy, str):
+        return make_policy(policy, **options)
+    if options:
+        raise InputError(
+            f"{policy.name or type(policy).__name__} is made already; make it with its options: {', '.join(options)}",
+            field="options",
+        )
+    return policy
+
+
+def _set_up(instance: Instance, decider: Policy, *, step_by_step: bool) -> tuple[EngineState, Loop]:
+    """Give an engine on which nothing has happened, and the loop that will run the policy on it."""
     from optimizer.simulator.reference import ReferenceLoop, ReferenceState
 
-    decider = make_policy(policy, **(options or {})) if isinstance(policy, str) else policy
-    decider.seed = seed
     requests, engine = instance.requests, instance.engine
     # Sharing works on blocks: with prefix caching, a system that counts by the token uses the engine's.
     block_tokens = (None if engine.prefix_caching else decider.block_tokens) or engine.block_tokens
@@ -116,33 +148,8 @@ def simulate(
     if state.safe_tokens >= 0:
         state.safe_tokens = max(-1, state.safe_tokens - decider.margin_tokens(state))
     clock = StepClock(engine.step_time)
-    loop = (ReferenceLoop if step_by_step else Loop)(state, decider, clock, lags=engine.async_scheduling)
-    try:
-        decider.start(state)
-        loop.run()
-    except OptimizerError:
-        raise
-    except Exception as error:
-        raise PolicyError(
-            f"{decider.name or type(decider).__name__} raised {type(error).__name__} at {state.now_s:.6f} s: {error}"
-        ) from error
-    schedule = state.recorder.schedule(
-        decider.name or type(decider).__name__,
-        block_tokens,
-        engine.max_num_batched_tokens if decider.has_budget else None,
-        loop.first_token,
-        loop.finish,
-    )
-    metrics = Metrics.of(schedule, requests, engine, ttft_slo_s=ttft_slo_s, tpot_slo_s=tpot_slo_s)
-    return Simulation(
-        instance,
-        schedule.policy,
-        dict(options or {}),
-        seed,
-        schedule,
-        metrics,
-        loop.loop_seconds,
-        loop.events,
+    return state, (ReferenceLoop if step_by_step else Loop)(
+        state, decider, clock, lags=engine.async_scheduling
     )
 
 

@@ -68,10 +68,13 @@ class EngineState(DecodeGroup):
         By request: tokens in the KV cache, for requests that do not decode; see `context`.
     admission
         By request: a number that grows with every admission.
+    arrived
+        Requests that have arrived: those numbered below it, of which the engine knows.
     token_budget, max_num_seqs, block_tokens, blocks
         The engine's limits.
     tight
-        Whether KV blocks might run out in this step. When False, no check is needed.
+        Whether KV blocks might run out in this step. When False, no check is needed for a step of up to
+        `most_per_step` tokens: the token budget and the longest request.
     chunks
         The prefill part of the step being composed: (request, tokens).
     stalled
@@ -92,10 +95,10 @@ class EngineState(DecodeGroup):
     """
 
     __slots__ = (
-        "_admissions", "_taken", "_took", "arrival", "blocks", "cache", "cap", "chunks", "deaf", "estimate",
-        "held", "high", "hold", "idle_tokens", "leaving", "left", "low", "max_num_seqs", "model_len", "now",
-        "pages", "preemptions", "prefilling", "requests", "running", "safe_tokens", "stalled", "tight",
-        "token_budget", "waiting", "wake",
+        "_admissions", "_taken", "_took", "arrival", "arrived", "blocks", "cache", "cap", "chunks", "deaf", "estimate",
+        "held", "high", "hold", "idle_tokens", "leaving", "left", "low", "max_num_seqs", "model_len",
+        "most_per_step", "now", "pages", "preemptions", "preempts", "prefilling", "requests", "running", "safe_tokens",
+        "stalled", "tight", "token_budget", "waiting", "wake",
     )  # fmt: skip
 
     def __init__(
@@ -113,13 +116,14 @@ class EngineState(DecodeGroup):
         super().__init__(requests, block_tokens)
         self.requests = VisibleRequests.of(requests)
         self.arrival, self.cap, self.model_len = arrival, cap, model_len
+        self.most_per_step = most_per_step if pages else UNLIMITED
         known = requests.known
         self.estimate: list[float] | None = None if known is None else known.estimate.tolist()
         self.low: list[int] | None = None if known is None else known.low.tolist()
         self.high: list[int] | None = None if known is None else known.high.tolist()
         self.blocks = engine.kv_tokens // block_tokens
         self.token_budget, self.max_num_seqs = engine.max_num_batched_tokens, engine.max_num_seqs
-        self.pages = pages
+        self.pages, self.preempts = pages, engine.preemption != "none"
         self.cache = None
         if pages and engine.prefix_caching:
             hashes = requests.prefix
@@ -130,7 +134,7 @@ class EngineState(DecodeGroup):
         if pages:
             spare = (block_tokens - 1) * engine.max_num_seqs + most_per_step
             self.safe_tokens = -1 if self.cache else max(-1, self.blocks * block_tokens - spare)
-        self.now = self.idle_tokens = self.preemptions = self._taken = self._admissions = 0
+        self.now = self.idle_tokens = self.preemptions = self._taken = self._admissions = self.arrived = 0
         self.running: dict[int, None] = {}
         self.prefilling: list[int] = []
         self.held: dict[int, None] = {}
@@ -208,11 +212,12 @@ class EngineState(DecodeGroup):
     def admit(self, request: int, cached: int = 0) -> None:
         """Give a request a seat; it must have left `waiting`. Its chunks follow with `schedule`."""
         running = self.running
-        if request in running or len(running) + len(self.leaving) >= self.max_num_seqs:
-            why = "it runs already" if request in self.running else f"all {self.max_num_seqs} seats are taken"
-            raise PolicyError(
-                f"request {self.requests.name(request)} cannot be admitted at {self.now_s:.6f} s: {why}"
-            )
+        if (
+            request in running
+            or request >= self.arrived
+            or len(running) + len(self.leaving) >= self.max_num_seqs
+        ):
+            raise self._refusal(request, "be admitted", self._why_not_admitted(request))
         running[request] = None
         self.prefilling.append(request)
         self._admissions += 1
@@ -225,6 +230,17 @@ class EngineState(DecodeGroup):
                 self.idle_tokens += cached
                 self.recorder.cached(request, cached)
 
+    def _why_not_admitted(self, request: int) -> str:
+        if request in self.running:
+            return "it runs already"
+        if request >= self.arrived:
+            return "it has not arrived yet; admit only who is in `waiting`"
+        return f"all {self.max_num_seqs} seats are taken"
+
+    def _refusal(self, request: int, what: str, why: str) -> PolicyError:
+        name = self.requests.name(request)
+        return PolicyError(f"request {name} cannot {what} at {self.now_s:.6f} s: {why}")
+
     def schedule(self, request: int, tokens: int) -> None:
         """Let an admitted request compute `tokens` tokens of its prompt in this step."""
         if not 0 < tokens <= self.left[request] or request not in self.running:
@@ -233,23 +249,42 @@ class EngineState(DecodeGroup):
                 f"{self.left[request]} left and is {'' if request in self.running else 'not '}admitted"
             )
         if self.tight:
-            if self.cache is not None:
+            need = self.chunk_need(request, tokens)
+            if self.cache is None:
+                self._taken += need
+            else:
+                if need > self.cache.free:
+                    why = f"that takes {need} KV blocks, and {self.cache.free} are free; preempt, or schedule less"
+                    raise self._refusal(request, f"compute {tokens} tokens", why)
                 self.publish_decoded()
                 self.cache.extend(request, self.computed[request] + tokens)
-            else:
-                self._taken += self.chunk_need(request, tokens)
         self.chunks.append((request, tokens))
 
     def take_decode_blocks(self) -> None:
         """Put the blocks that decodes need in this step aside, before prompts get theirs."""
         need = self.decode_need()
         if self.cache is not None:
+            if need > self.cache.free:
+                first = next(request for request in self.running if self.is_decoding(request))
+                raise PolicyError(
+                    f"the {self.num_decoding} decodes at {self.now_s:.6f} s, from request {self.requests.name(first)} "
+                    f"on, take {need} KV blocks, and {self.cache.free} are free; preempt before they are taken"
+                )
             self.cache.take(need)
         self._taken += need
         self._took = True
 
     def preempt(self, request: int) -> None:
         """Throw a running request out: its KV is freed, it waits again, and all of it is computed anew."""
+        if request not in self.running:
+            raise self._refusal(request, "be preempted", "it does not run; preempt one of `running`")
+        if not self.preempts:
+            why = "the engine allows no preemption; admit only what fits to its end (a peak-safe policy: svf, mc-sf)"
+            raise self._refusal(request, "be preempted", why)
+        if self.chunks and any(request == scheduled for scheduled, _ in self.chunks):
+            raise self._refusal(
+                request, "be preempted", "it has a chunk in this step; preempt before scheduling"
+            )
         tokens = self.context(request)
         self.publish_decoded()
         if self.is_decoding(request):
@@ -282,6 +317,8 @@ class EngineState(DecodeGroup):
 
     def hold_back(self, request: int) -> None:
         """Let a decoding request wait with its KV kept."""
+        if not self.is_decoding(request):
+            raise self._refusal(request, "be held back", "it does not decode")
         tokens = self.context(request)
         self._leave(request)
         self.computed[request] = tokens

@@ -70,7 +70,7 @@ def read_trace(
     skip_bad_rows
         List bad rows in `Trace.skipped` and go on without them. An instance is read whole or not at all.
     hash_block_tokens
-        Tokens that a block hash stands for, against what the format or the file says of it.
+        Tokens that a block hash stands for, against what the format or the file says of it; not for an instance.
 
     Returns
     -------
@@ -101,6 +101,12 @@ def read_trace(
     source = Source(path, read_text(path), skip_bad_rows, hash_block_tokens)
     name = format or _detect(source.text, source.file)
     if name == "instance":
+        if hash_block_tokens is not None:
+            raise InputError(
+                "an instance says itself what its hashes stand for, or has none; leave this out",
+                file=source.file,
+                field="hash_block_tokens",
+            )
         instance = Instance.read(path)
         timed = bool(instance.requests.arrival_s.any())
         return Trace(instance.requests, name, path, has_arrivals=timed, instance=instance)

@@ -40,7 +40,8 @@ def read_objects(source: Source) -> tuple[list[dict[str, Any]], list[int], list[
                 continue
             reason = f"{show(parsed)}; expected a JSON object"
         except json.JSONDecodeError as error:
-            reason = f"is no JSON: {error.msg} at character {error.colno} (is the line cut off?)"
+            said = error.msg.removesuffix(" at")  # "Unterminated string starting at"
+            reason = f"is no JSON: {said} at character {error.colno} (is the line cut off?)"
         except (ValueError, RecursionError):
             reason = "is no JSON that can be read: a number or a nesting is too long"
         if not source.skip_bad_rows:

@@ -4,41 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from optimizer.problem import Engine, Instance, PrefixHashes, Requests, Schedule, StepTime
+from optimizer.problem import Schedule
 from optimizer.units import TICKS_PER_SECOND, moment_ticks, ticks
-
-
-def golden_instance(golden: dict) -> Instance:
-    rows, cost, b = golden["requests"], golden["step_seconds"], golden["block_tokens"]
-    prefix = None
-    if golden["prefix_caching"]:
-        numbers: dict[tuple[int, ...], int] = {}
-        lists = [
-            [
-                numbers.setdefault(tuple(row["prompt_token_ids"][:end]), len(numbers))
-                for end in range(b, row["prompt_tokens"] + 1, b)
-            ]
-            for row in rows
-        ]
-        starts = np.cumsum([0, *map(len, lists)])
-        prefix = PrefixHashes(np.array([x for own in lists for x in own], np.int64), starts, b)
-    columns = {c: [row[c] for row in rows] for c in ("arrival_s", "prompt_tokens", "output_tokens")}
-    engine = Engine(
-        name=golden["name"],
-        kv_blocks=golden["usable_blocks"],
-        block_tokens=b,
-        max_num_batched_tokens=golden["max_num_batched_tokens"],
-        max_num_seqs=golden["max_num_seqs"],
-        prefix_caching=golden["prefix_caching"],
-        step_time=StepTime.affine(
-            base_s=cost["per_step"],
-            per_prefill_token_s=cost["per_token"],
-            per_decode_seq_s=cost["per_token"],
-            per_prefill_context_s=cost["per_context_token"],
-            per_decode_context_s=cost["per_context_token"],
-        ),
-    )
-    return Instance(golden["name"], Requests.from_columns(columns, prefix=prefix), engine)
 
 
 def _prefix_hits(golden: dict) -> list[tuple[int, int, int]]:

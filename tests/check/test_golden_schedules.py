@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 
 import pytest
 
 from optimizer.check import Rule, check
 from optimizer.problem.kv_use import kv_use
-from tests.check.golden import golden_instance, golden_schedule
+from tests.check.golden import golden_schedule
+from tests.golden.golden_files import golden_instance, read_golden
 
 NAMES = (
     "few-seats", "long-prompts-small-budget", "plenty-budget2048-offline", "plenty-budget512",
@@ -23,7 +23,7 @@ def golden(request, shared) -> dict:
     path = shared / "golden" / "vllm-0.26" / f"{request.param}.json"
     if not path.is_file():
         pytest.skip(f"golden step traces are not here: {path} is absent")
-    return json.loads(path.read_text())
+    return read_golden(path)
 
 
 def test_golden_schedules_are_good(golden):

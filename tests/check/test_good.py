@@ -76,9 +76,10 @@ def _counted_kv_use(s: Schedule, made: Instance) -> tuple[float, float]:
             generated[i] += 1
             if generated[i] == r.output_tokens[i]:
                 del context[i]
-    by_run = np.bincount(run_of, held) / s.steps
-    busy = s.end_s - s.start_s
-    return float(by_run @ busy / busy.sum()) / made.engine.kv_tokens, max(held) / made.engine.kv_tokens
+    starts = np.array([step.start_s for step in s.iterate()])
+    is_last = np.append(np.diff(run_of) > 0, True)
+    took = np.where(is_last, s.end_s[run_of], np.append(starts[1:], np.nan)) - starts
+    return float(np.dot(held, took) / took.sum()) / made.engine.kv_tokens, max(held) / made.engine.kv_tokens
 
 
 @settings(max_examples=100, deadline=None)

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-from golden_files import golden_instance, golden_options, read_golden
-
 from optimizer.simulator import simulate
+from tests.golden.golden_files import golden_instance, golden_options, read_golden
 
 
 @pytest.mark.parametrize("step_by_step", [False, True], ids=["event-compressed", "step-by-step"])

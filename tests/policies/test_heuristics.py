@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optimizer.check import check
+from optimizer.policies.heuristics import BatchQueue
 from optimizer.simulator import simulate
 from tests.policies.toy import first_service, instances, replay, run, steps_of, toy
 
@@ -158,3 +159,80 @@ def test_mc_sf_stops_at_the_first_misfit():
     assert starts[2] > 4
     assert first_service(run([(10, 10), (1, 13)], "mc-sf", kv_blocks=51)) == [0, 1]
     assert len(steps_of(run([(10, 10), (1, 13)], "mc-sf", kv_blocks=51))[0].prefill) == 2
+
+
+class Lengths:
+    """What the queue of batches asks of the engine; counts how often a length is asked for."""
+
+    block_tokens = 1
+
+    def __init__(self, lengths, blocks):
+        self.prompt_tokens = [prompt for prompt, _ in lengths]
+        self.outputs = [output for _, output in lengths]
+        self.blocks = blocks
+        self.asked = 0
+
+    def length_guess(self, request):
+        self.asked += 1
+        return self.outputs[request]
+
+
+def plain_batch(lengths, blocks, waiting):
+    """The best prefix of three orders, each sorted anew."""
+    size = [prompt + output for prompt, output in lengths]
+    volume = [(prompt + s) * output for (prompt, output), s in zip(lengths, size, strict=True)]
+    best, least = [], float("inf")
+    for measure in ([output for _, output in lengths], size, volume):
+        order = sorted(waiting, key=lambda r: (measure[r], r))
+        for count in range(1, len(order) + 1):
+            prefix = order[:count]
+            if count > 1 and sum(size[r] for r in prefix) > blocks:
+                break
+            value = sum(lengths[r][1] for r in prefix) / count**2
+            if value < least:
+                best, least = prefix, value
+    return sorted(best, key=lambda r: (lengths[r][1], r))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 30), st.sampled_from([1, 1, 2, 5, 20, 60])), min_size=1, max_size=25),
+    st.integers(1, 300),
+    st.lists(st.sampled_from(["arrival", "return", "pop", "pop"]), max_size=60),
+)
+def test_the_batches_are_those_of_a_plain_search(lengths, blocks, moves):
+    """Whoever comes, and whoever comes back while its batch is still being served."""
+    queue = BatchQueue(Lengths(lengths, blocks))
+    coming, rest, batch, gone = list(range(len(lengths))), set(), [], []
+    for move in [*moves, *["arrival"] * len(lengths), *["pop"] * 2 * len(lengths)]:
+        if move == "arrival" and coming:
+            rest.add(coming[0])
+            queue.push(coming.pop(0))
+        elif move == "return" and gone:
+            rest.add(gone[0])
+            queue.push_back(gone.pop(0))
+        elif move == "pop" and (batch or rest):
+            if not batch:
+                batch = plain_batch(lengths, blocks, rest)
+                rest -= set(batch)
+            assert queue.head() == batch[0]
+            assert queue.pop() == batch[0]
+            gone.append(batch.pop(0))
+        assert len(queue) == len(batch) + len(rest)
+        assert list(queue) == [*batch, *sorted(rest)]
+    assert not queue
+
+
+def test_a_batch_is_found_without_going_through_all_who_wait():
+    """The work grows with the requests, not with their square: most wait far behind those that fit."""
+
+    def asked(n):
+        state = Lengths([(1 + r * 7919 % 50, 1 + r * 104729 % 97) for r in range(n)], blocks=200)
+        queue = BatchQueue(state)
+        for request in range(n):
+            queue.push(request)
+        while queue:
+            queue.pop()
+        return state.asked
+
+    assert asked(4000) < 2.5 * asked(2000)

@@ -36,7 +36,11 @@ def test_the_defaults_are_vllms():
         ("kv_blocks", math.nan, "finite number"),
         ("kv_blocks", "many", "unable to parse"),
         ("kv_blocks", None, "valid integer"),
+        ("kv_blocks", True, "not true or false"),
+        ("max_model_len", True, "not true or false"),
         ("block_tokens", 0, "greater than or equal to 1"),
+        ("block_tokens", 10**9, "less than or equal to 1048576"),
+        ("block_tokens", 10**30, "less than or equal to 1048576"),
         ("max_num_batched_tokens", 0, "greater than or equal to 1"),
         ("max_num_seqs", 0, "greater than or equal to 1"),
         ("max_model_len", 1, "greater than or equal to 2"),
@@ -102,7 +106,7 @@ def test_json_comes_back_as_the_same_engine():
 
 
 @pytest.mark.parametrize("field", list(StepPiece.model_fields))
-@pytest.mark.parametrize("value", [-1e-9, math.nan, math.inf, "slow"], ids=repr)
+@pytest.mark.parametrize("value", [-1e-9, math.nan, math.inf, "slow", True], ids=repr)
 def test_every_coefficient_is_finite_and_not_negative(field, value):
     """A step never gets shorter by computing more."""
     with pytest.raises(ValidationError) as caught:
@@ -139,8 +143,12 @@ def test_a_misspelt_coefficient_is_refused():
             ],
             "regime 'mixed' from 3 tokens has no piece with base_s > 0",
         ),
+        (
+            [StepRegime(pieces=(StepPiece(base_s=4e-16), StepPiece(per_decode_seq_s=1.0)))],
+            "regime 'any' from 0 tokens has no piece with base_s > 0, rounded to femtoseconds",
+        ),
     ],
-    ids=["uncovered phase", "uncovered start", "twice any", "twice decode", "no time"],
+    ids=["uncovered phase", "uncovered start", "twice any", "twice decode", "no time", "hardly any time"],
 )
 def test_a_model_covers_every_step_once(regimes, said):
     """The message names the phase and the number of tokens."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from optimizer.errors import InputError
@@ -94,3 +96,80 @@ def test_a_folder_without_the_right_to_write_is_named(tmp_path, monkeypatch):
         written_whole(tmp_path / "o"),
     ):
         pass
+
+
+@pytest.mark.parametrize("name", ["", "folder", "link to the folder"])
+def test_a_folder_or_no_name_is_refused(tmp_path, monkeypatch, name):
+    """Before anything is written: nothing is left behind."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link to the folder").symlink_to("folder")
+    with (
+        pytest.raises(InputError, match="is a folder; expected the name" if name else "is empty"),
+        written_whole(name),
+    ):
+        pass
+    assert names(tmp_path) == ["folder", "link to the folder"]
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["old file", "dangling"])
+def test_a_link_stays_and_its_target_is_written(tmp_path, there):
+    """In the target's folder, where the draft can take its place."""
+    (tmp_path / "far").mkdir()
+    target, link = tmp_path / "far" / "target", tmp_path / "link"
+    if there:
+        target.write_text("old")
+    link.symlink_to("far/target")
+    with written_whole(link) as out:
+        out.write("new")
+        assert target.exists() is there
+    assert link.is_symlink()
+    assert target.read_text() == "new"
+    assert (names(tmp_path), names(target.parent)) == (["far", "link"], ["target"])
+
+
+def test_a_failure_leaves_the_target_of_a_link_as_it_was(tmp_path):
+    """As with a plain file."""
+    (tmp_path / "target").write_text("old")
+    (tmp_path / "link").symlink_to("target")
+
+    def write_half():
+        with written_whole(tmp_path / "link") as out:
+            out.write("new")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_half()
+    assert (tmp_path / "link").read_text() == "old"
+    assert names(tmp_path) == ["link", "target"]
+
+
+def test_a_link_into_nowhere_is_named_as_it_was_given(tmp_path):
+    """Not by the place that it leads to."""
+    (tmp_path / "link").symlink_to("nowhere/target")
+    with (
+        pytest.raises(InputError, match="cannot be written: No such file") as caught,
+        written_whole(tmp_path / "link"),
+    ):
+        pass
+    assert caught.value.file == str(tmp_path / "link")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_or_a_device_stays_what_it_is(tmp_path):
+    """It is written to; a file of its name would be something else."""
+    pipe, to_nothing = tmp_path / "pipe", tmp_path / "to nothing"
+    os.mkfifo(pipe)
+    to_nothing.symlink_to(os.devnull)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        with written_whole(pipe) as out:
+            out.write("x")
+        assert os.read(reader, 9) == b"x"
+    finally:
+        os.close(reader)
+    with written_whole(to_nothing, "wb") as out:
+        out.write(b"x")
+    assert pipe.is_fifo()
+    assert to_nothing.is_char_device()
+    assert names(tmp_path) == ["pipe", "to nothing"]

@@ -204,6 +204,13 @@ def test_what_is_no_json_is_named_with_its_line(tmp_path, text):
     assert caught.value.line == min(text.count("\n") + 1, 3)
 
 
+def test_a_string_without_end_is_named_by_where_it_starts(tmp_path):
+    """Python's own message ends in "at", whatever follows."""
+    (tmp_path / "i.json").write_text('{"a": "b')
+    with pytest.raises(InputError, match=r"line 1: is no JSON: Unterminated string starting at character 7$"):
+        Instance.read(tmp_path / "i.json")
+
+
 def test_a_file_that_is_not_there_or_no_text_is_named(tmp_path):
     """With the operating system's reason, or the byte that is no UTF-8."""
     with pytest.raises(InputError, match=r"i\.json: cannot be read: No such file"):
@@ -278,9 +285,13 @@ def test_a_request_that_is_no_object_is_named():
         ({"known_low": [1, 1]}, r"i.json, field known_low: known_low and known_high go together"),
         ({"known_mean": [1, 1]}, r"i.json, field known_low: known_low and known_high go together"),
         ({"known_low": [1, 1], "known_high": [2, 9]}, r"i.json, requests\[0\], field output_tokens: the true length 3"),
-        ({"known_low": [1, None], "known_high": [3, 9]}, r"i.json, field known_low"),
-        ({"known_low": ["a", 1], "known_high": [3, 9]}, r"i.json, field known_low"),
-        ({"known_low": [1, 1], "known_high": [10**30, 9]}, r"i.json, field known_low"),
+        ({"known_low": [1, None], "known_high": [3, 9]}, r"i.json, requests\[1\], field known_low: nothing is given"),
+        ({"known_low": ["a", 1], "known_high": [3, 9]}, r"i.json, requests\[0\], field known_low: 'a'"),
+        ({"known_low": [1.7, 1], "known_high": [3, 9]}, r"i.json, requests\[0\], field known_low: 1.7; expected a whole"),
+        ({"known_low": [1, 1], "known_high": [10**30, 9]}, r"i.json, requests\[0\], field known_high: 10000000"),
+        ({"known_low": [1], "known_high": [3, 9]}, r"i.json: column 'known_low' has 1 rows; expected 2"),
+        ({"known_low": [1, 1], "known_high": [3, 9], "known_mean": [-5, None]},
+         r"i.json, requests\[0\], field known_mean: -5; expected a finite number >= 0"),
         ({"prefix_hashes": [[1], [1]]}, r"i.json: prefix_hashes needs prefix_block_tokens"),
     ],
 )  # fmt: skip
@@ -298,6 +309,8 @@ def test_a_wrong_column_is_named_with_file_row_and_field(columns, said):
         ([[1], 5], {}, "expected whole numbers"),
         ([[1], ["a"]], {}, "expected whole numbers"),
         ([[1], [2**63]], {}, "expected whole numbers"),
+        ([[1.5], [1]], {}, "1.5 is no hash; expected whole numbers"),
+        ([[True], [1]], {}, "True is no hash; expected whole numbers"),
         ([[1], [1]], {"prefix_block_tokens": 0}, "0 tokens per hash; expected at least 1"),
     ],
 )
@@ -336,6 +349,14 @@ def test_a_request_longer_than_the_model_is_refused_with_its_numbers():
         InputError, match=r"request 1 is 101 tokens long and .* max_model_len is 100; .*\(1 such"
     ):
         Instance("x", requests, ENGINE.replace(max_model_len=100))
+
+
+def test_an_objective_is_one_of_those_there_are():
+    """Also where no file is read."""
+    with pytest.raises(
+        InputError, match="field objective: 'fun' is no objective; expected one of makespan, mean"
+    ):
+        Instance("x", Requests.from_columns({"prompt_tokens": [1], "output_tokens": [1]}), ENGINE, "fun")
 
 
 def base() -> Instance:
@@ -404,6 +425,19 @@ def test_the_fingerprint_changes_with_every_column(changed):
 def test_the_fingerprint_changes_with_the_engine(changed):
     """Its limits as well as its step times."""
     assert Instance("x", base().requests, ENGINE.replace(**changed)).sha256 != base().sha256
+
+
+def test_the_fingerprint_outlives_fields_that_engines_gain():
+    """A field with a default changes it only where it is set to something else."""
+
+    class NewEngine(Engine):
+        speculative_tokens: int = 0
+
+    new = NewEngine(**dict(ENGINE))
+    prints = [
+        Instance("x", base().requests, e).sha256 for e in (ENGINE, new, new.replace(speculative_tokens=4))
+    ]
+    assert prints[0] == prints[1] != prints[2]
 
 
 def test_the_fingerprint_does_not_depend_on_the_file(tmp_path):

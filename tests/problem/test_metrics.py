@@ -120,16 +120,17 @@ def test_columns_and_frame(metrics):
 
 
 def test_kv_use_by_hand(metrics):
-    """Blocks of 4, of which there are 10: each run's weigh by its time, the steps of a run equally.
+    """Blocks of 4, of which there are 10: those of every step weigh by its time.
 
-    Run 0 (1 s): 2 blocks. Run 1 (3 s): 7, 8 and 9 tokens, 2 + 2 + 3 blocks. Run 2 (1 s): 10 and 4 tokens, 4.
-    Runs 3 (2 s), 4 (1 s) and 5 (2 s): 5, 6 and 7 tokens, 2 each.
+    Run 0 (1 s): 2 blocks. Run 1 (0.5, 1 and 1.5 s): 7, 8 and 9 tokens, 2, 2 and 3 blocks. Run 2 (1 s): 10 and
+    4 tokens, 4. Runs 3 (2 s), 4 (1 s) and 5 (2 s): 5, 6 and 7 tokens, 2 each.
     """
     last, mean = kv_tokens_by_run(by_hand())
     assert last.tolist() == [8, 12, 16, 8, 8, 8]
-    assert mean.tolist() == pytest.approx([8, 28 / 3, 16, 8, 8, 8])
+    assert mean.tolist() == pytest.approx([8, 10, 16, 8, 8, 8])
     assert metrics.kv_use_peak == pytest.approx(4 / 10)
-    assert metrics.kv_use_mean == pytest.approx((2 * 1 + 7 / 3 * 3 + 4 * 1 + 2 * 2 + 2 * 1 + 2 * 2) / 10 / 10)
+    in_run_1 = 2 * 0.5 + 2 * 1 + 3 * 1.5
+    assert metrics.kv_use_mean == pytest.approx((2 * 1 + in_run_1 + 4 * 1 + 2 * 2 + 2 * 1 + 2 * 2) / 10 / 10)
 
 
 def test_kv_of_reservations_is_what_was_reserved():
@@ -164,13 +165,30 @@ def test_who_was_thrown_out_holds_nothing_until_it_comes_back():
 
 
 def test_kv_of_a_chunk_that_is_repeated_grows_within_its_run():
-    """Three steps of 3 tokens: 3, 6 and 9 tokens are 1, 2 and 3 blocks."""
-    repeated = schedule(
-        start_s=[0], end_s=[3], first_step_s=[1], steps=[3], decode_seqs=[0], decode_context=[0],
-        prefill_tokens=[3], chunk_run=[0], chunk_request=[0], chunk_tokens=[3], chunk_context=[0],
+    """Three steps of 3 tokens: 3, 6 and 9 tokens are 1, 2 and 3 blocks, of 1 s each, or of 1, 2 and 3 s."""
+    for end_s, blocks in ((3, 2), (6, (1 * 1 + 2 * 2 + 3 * 3) / 6)):
+        repeated = schedule(
+            start_s=[0], end_s=[end_s], first_step_s=[1], steps=[3], decode_seqs=[0], decode_context=[0],
+            prefill_tokens=[3], chunk_run=[0], chunk_request=[0], chunk_tokens=[3], chunk_context=[0],
+        )  # fmt: skip
+        last, mean = kv_tokens_by_run(repeated)
+        assert last.tolist() == [12]
+        assert mean.tolist() == pytest.approx([4 * blocks])
+
+
+def test_kv_use_of_a_very_long_run():
+    """A hundred million tokens in one run: blocks times steps squared are no 64-bit integer any more."""
+    steps = 10**8
+    decoding = schedule(
+        start_s=[0, 1], end_s=[1, 1 + steps * (steps + 1) / 2], first_step_s=[1, 1], steps=[1, steps],
+        decode_seqs=[0, 1], decode_context=[0, 2], prefill_tokens=[1, 0],
+        chunk_run=[0], chunk_request=[0], chunk_tokens=[1], chunk_context=[0],
+        decode_request=[0], decode_first_run=[1], decode_last_run=[1],
     )  # fmt: skip
-    last, mean = kv_tokens_by_run(repeated)
-    assert (last.tolist(), mean.tolist()) == ([12], [8.0])
+    last, mean = kv_tokens_by_run(decoding)
+    assert last.tolist() == [4, steps + 4]
+    # Steps of 1, 2, 3, ... s weigh the context, which grows as they do, to two thirds of where it ends.
+    assert mean.tolist() == pytest.approx([4, 2 / 3 * steps], rel=1e-6)
 
 
 def test_kv_use_of_nothing_is_unknown():

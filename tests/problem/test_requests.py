@@ -154,6 +154,41 @@ def test_numbers_as_text_are_numbers():
     assert (r.prompt_tokens.tolist(), r.output_tokens.tolist()) == ([10, 20], [3, 4])
 
 
+@pytest.mark.parametrize("text", ["1_000", "_1"])
+def test_a_text_with_underscores_is_no_number(text):
+    """Python reads 1_000 as a thousand; no table means it."""
+    assert complaint(GOOD | {"prompt_tokens": [text, "2", "3"]}).problem.startswith(f"'{text}'; expected")
+
+
+def test_an_array_of_booleans_is_no_column_of_numbers():
+    """Neither is a numpy boolean in a list."""
+    for column in (np.array([True] * 3), [np.True_] * 3):
+        assert complaint(GOOD | {"prompt_tokens": column}).problem.startswith("True; expected a whole number")
+
+
+@pytest.mark.parametrize(
+    "value", [5, 2.5, "12", b"123", {0: 1}, {1, 2, 3}, np.float64(5), np.array(5)], ids=repr
+)
+@pytest.mark.parametrize("name", ["prompt_tokens", "weight", "ids"])
+def test_one_value_is_no_column(name, value):
+    """Nor is what has no order."""
+    error = complaint(GOOD | {name: value})
+    assert error.field == name
+    assert error.problem.endswith("is no column; expected one value per request")
+
+
+def test_columns_of_pandas_may_have_an_index_of_their_own():
+    """Rows count from 0, in good columns and in messages."""
+    pd = pytest.importorskip("pandas")
+    table = pd.DataFrame(
+        {"prompt_tokens": [10, 20], "output_tokens": [3, 4], "ids": ["a", "b"]}, index=[5, 7]
+    )
+    assert Requests.from_columns(table.to_dict("series")).prompt_tokens.tolist() == [10, 20]
+    table.loc[7, "prompt_tokens"] = -2
+    error = complaint({name: table[name] for name in table})
+    assert (error.file, error.field, error.problem.partition(";")[0]) == ("request 1", "prompt_tokens", "-2")
+
+
 @pytest.mark.parametrize("name", ["prompts", "known", "prefix", "arrival"])
 def test_an_unknown_column_is_named_with_those_that_are_known(name):
     """Knowledge and prefixes are not columns: they have arguments of their own."""
@@ -219,16 +254,38 @@ def knowledge(low, high, **more) -> LengthKnowledge:
     [
         ([3, 5, 5], [3, 9, 5], "output_tokens"),
         ([3, 1, 1], [3, 3, 9], "output_tokens"),
-        ([3, 5, 1], [3, 4, 9], "low"),
-        ([3, 0, 1], [3, 9, 9], "low"),
+        ([3, 5, 1], [3, 4, 9], "known_low"),
     ],
-    ids=["above", "below", "empty", "zero"],
+    ids=["above", "below", "empty"],
 )
 def test_a_known_interval_holds_the_truth(low, high, field):
     """An interval that misses the true length, or is none, is an error of that row."""
     error = complaint(GOOD, known=knowledge(low, high))
     assert (error.file, error.field) == ("request 1", field)
     assert f"[{low[1]}, {high[1]}]" in error.problem
+
+
+@pytest.mark.parametrize(
+    ("known", "said"),
+    [
+        ({"low": [3, 1], "high": [3, 4]}, "column 'known_low' has 2 rows; expected 3"),
+        ({"low": [3, 1, 1], "high": [3, 4]}, "column 'known_high' has 2 rows; expected 3"),
+        ({"mean": [3.0, 4.0]}, "column 'known_mean' has 2 rows; expected 3"),
+        ({"log_sigma": [0.1] * 4}, "column 'known_log_sigma' has 4 rows; expected 3"),
+        ({"low": [3, 0, 1]}, "request 1, field known_low: 0; expected a whole number from 1"),
+        ({"low": [3, 1.7, 1]}, "request 1, field known_low: 1.7; expected a whole number"),
+        ({"high": [3, 4, math.nan]}, "request 2, field known_high: nothing is given; expected a whole number"),
+        ({"mean": [3, -4, 5]}, "request 1, field known_mean: -4; expected a finite number >= 0"),
+        ({"mean": [3, math.nan, 5]}, "request 1, field known_mean: nothing is given; expected a finite number"),
+        ({"log_sigma": [0.1, math.inf, 0.1]}, "request 1, field known_log_sigma: inf; expected a finite number"),
+        ({"low": 3}, "field known_low: array(3) is no column; expected one value per request"),
+    ],
+)  # fmt: skip
+def test_what_is_known_is_one_good_number_per_request(known, said):
+    """Of all requests, whole where it is a length, and never negative."""
+    given = {"low": [3, 1, 1], "high": [3, 4, 9]} | known
+    arrays = {name: np.array(column) for name, column in given.items()}
+    assert str(complaint(GOOD, known=LengthKnowledge(**arrays))).startswith(said)
 
 
 def test_what_knowledge_says():
@@ -272,6 +329,12 @@ def test_hashes_fit_the_requests():
     assert complaint(GOOD, prefix=hashes([1], [2])).problem == "hashes of 2 requests; expected 3"
     error = complaint(GOOD, prefix=hashes([], [], [], block_tokens=0))
     assert error.problem == "0 tokens per hash; expected at least 1"
+
+
+def test_a_hash_is_a_whole_number():
+    """Cut to whole numbers, different hashes would become equal."""
+    fractions = PrefixHashes(np.array([1.5, 1.7, 1.0]), np.array([0, 1, 2, 3]), 10)
+    assert complaint(GOOD, prefix=fractions).problem == "hashes of type float64; expected whole numbers"
 
 
 FULL = Requests.from_columns(

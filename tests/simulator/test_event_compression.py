@@ -44,6 +44,8 @@ STEP_TIMES = [
             ),
         )
     ),
+    # Steps that grow many times longer within a run.
+    StepTime.affine(base_s=1e-6, per_prefill_attention_s=1e-5, per_decode_context_s=1e-4),
     StepTime(
         regimes=(
             StepRegime(phase="prefill", pieces=(StepPiece(base_s=0.003, per_prefill_token_s=1e-4),)),
@@ -103,16 +105,18 @@ def instances(draw):
 def outcome(instance, policy, **how):
     """What a simulation gives, or the error it ends in: both modes must agree on that as well."""
     try:
-        schedule = simulate(instance, policy, seed=7, **how).schedule
+        simulation = simulate(instance, policy, seed=7, **how)
     except InputError as error:
         return str(error)
     except PolicyError as error:
         if " raised " in str(error):
             raise
         return str(error)
+    schedule, metrics = simulation.schedule, simulation.metrics
     steps = [(sorted(s.prefill), sorted(s.decode), sorted(s.preempted)) for s in schedule.iterate()]
     starts = [s.start_s for s in schedule.iterate()]
-    return steps, starts, schedule.first_token_s.tolist(), schedule.finish_s.tolist()
+    kv_use = metrics.kv_use_mean, metrics.kv_use_peak
+    return steps, starts, kv_use, schedule.first_token_s.tolist(), schedule.finish_s.tolist()
 
 
 @pytest.mark.parametrize("policy", policy_names())
@@ -125,5 +129,6 @@ def test_same_schedule_as_step_by_step(policy, instance):
         return
     assert fast[0] == slow[0]
     assert fast[1] == pytest.approx(slow[1], abs=1e-12)
-    assert fast[2:] == slow[2:]
-    assert not np.isnan(fast[3]).any()
+    assert fast[2] == pytest.approx(slow[2], rel=1e-9)
+    assert fast[3:] == slow[3:]
+    assert not np.isnan(fast[4]).any()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 from dataclasses import dataclass
 
 import numpy as np
@@ -145,6 +146,23 @@ def test_a_block_given_back_is_free():
     cache.take(2)
     cache.untake()
     assert cache.free == 1
+
+
+def test_memory_does_not_grow_with_the_requests_that_have_gone():
+    """Only what is in the pool is kept: a hundred prompts take no more than ten did, once it is full."""
+    blocks, most = 1000, 100
+    hashes = PrefixHashes(np.arange(blocks * most), np.arange(most + 1) * blocks, B)
+    cache = PrefixCache(blocks, B, hashes, [blocks * B] * most)
+    tracemalloc.start()
+    try:
+        kept = []
+        for request in range(most):
+            prefill(cache, request, blocks * B)
+            cache.release(request, blocks * B)
+            kept.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    assert kept[-1] < 1.5 * kept[9]
 
 
 def test_without_hashes_only_a_request_itself_finds_its_blocks():

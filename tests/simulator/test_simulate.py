@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optimizer.check import check
+from optimizer.check import Rule, check
 from optimizer.errors import InputError, PolicyError
 from optimizer.policies import Policy, make_policy, policy_names
 from optimizer.policies.vllm_v1 import VllmV1
-from optimizer.problem import Engine, Instance, Requests, StepTime
+from optimizer.problem import Engine, Instance, Requests, StepTime, with_knowledge
 from optimizer.simulator import simulate
 from tests.policies.toy import instances, run, steps_of, toy
 
@@ -350,6 +350,42 @@ class SecondChunkTooLong(Greedy):
             state.schedule(request, 4)
 
 
+class GreedyWithoutBudget(Greedy):
+    has_budget = False
+
+
+class AdmitsTheFuture(Greedy):
+    def step(self, state):
+        state.admit(1)
+
+
+class PreemptsWhomItServes(Greedy):
+    def step(self, state):
+        super().step(state)
+        state.preempt(state.chunks[0][0])
+
+
+class PreemptsWhoWaits(Greedy):
+    def step(self, state):
+        state.preempt(state.waiting.head())
+
+
+class HoldsBackWhoPrefills(Greedy):
+    def step(self, state):
+        super().step(state)
+        state.hold_back(0)
+
+
+class TakesDecodeBlocks(Greedy):
+    """Lets decodes take their blocks, whether these are there or not."""
+
+    asks_always = True
+
+    def step(self, state):
+        super().step(state)
+        state.take_decode_blocks()
+
+
 class RaisesOnFinish(Greedy):
     def finished(self, state, request):
         raise RuntimeError(f"request {request} is done")
@@ -395,6 +431,18 @@ class HoldsBackForever(Greedy):
          "greedy composed a step at 0.000000 s, .* takes more KV blocks than there are: 0 decodes need 0"),
         (Greedy(), [(20, 9)] * 2, {"kv_blocks": 7, "block_tokens": 8},
          "greedy composed a step at 5.000000 s, .*: 2 decodes need 2, and of 7 blocks 1 are free; preempt"),
+        (GreedyWithoutBudget(), [(900, 1)] * 8, {"kv_blocks": 4000, "max_num_batched_tokens": 512},
+         "greedy composed a step at 0.000000 s, from request 0 on, that takes more KV blocks than there are"),
+        (Greedy(), [(8, 2)] * 2, {"kv_blocks": 13, "prefix_caching": True},
+         "request 1 cannot compute 8 tokens at 0.000000 s: that takes 8 KV blocks, and 5 are free; preempt, or"),
+        (TakesDecodeBlocks(), [(8, 9)] * 2, {"kv_blocks": 17, "prefix_caching": True},
+         "the 2 decodes at 1.000000 s, from request 0 on, take 2 KV blocks, and 1 are free; preempt before"),
+        (AdmitsTheFuture(), [(4, 2)] * 2, {"arrivals": [0, 30]},
+         "request 1 cannot be admitted at 0.000000 s: it has not arrived yet; admit only who is in `waiting`"),
+        (PreemptsWhomItServes(), [(4, 2)], {},
+         "request 0 cannot be preempted at 0.000000 s: it has a chunk in this step; preempt before scheduling"),
+        (PreemptsWhoWaits(), [(4, 2)], {}, "request 0 cannot be preempted at 0.000000 s: it does not run"),
+        (HoldsBackWhoPrefills(), [(4, 2)], {}, "request 0 cannot be held back at 0.000000 s: it does not decode"),
         (RaisesOnFinish(), [(4, 2)], {}, "greedy raised RuntimeError at [0-2].000000 s: request 0 is done"),
         (RaisesOnStart(), [(4, 2)], {}, "greedy raised LookupError at 0.000000 s: nothing there"),
         (StallsForever(), [(4, 2)], {},
@@ -407,6 +455,26 @@ def test_what_cannot_be_done_is_an_error_of_the_policy(policy, lengths, engine, 
     """Who, when, which request, what was asked for and what there is; the same in both modes."""
     with pytest.raises(PolicyError, match=said):
         run(lengths, policy, step_by_step=step_by_step, **engine)
+
+
+@BOTH
+def test_a_step_beyond_what_tightness_covers_may_still_fit(step_by_step):
+    """Eight prompts at once are more than budget and longest request, and the cache holds them."""
+    s = run(
+        [(900, 1)] * 8,
+        GreedyWithoutBudget(),
+        kv_blocks=7200,
+        max_num_batched_tokens=512,
+        step_by_step=step_by_step,
+    )
+    assert s.metrics.finish_s.tolist() == [1.0] * 8
+
+
+def test_options_belong_to_a_policy_named_by_text():
+    """One that is made already has its own: what is given beside it is no silent wish."""
+    with pytest.raises(InputError, match="patient is made already; make it with its options: until_s"):
+        simulate(toy([(4, 1)]), Patient(), options={"until_s": 3.0})
+    assert simulate(toy([(4, 1)]), Patient(3.0), options={}).metrics.finish_s.tolist() == [4.0]
 
 
 @BOTH
@@ -470,3 +538,17 @@ def test_the_garbage_collector_is_left_as_it_was():
         finally:
             gc.enable()
     assert not any(seen)
+
+
+def test_an_engine_without_preemption():
+    """The simulator refuses to throw out, and a schedule that did all the same is found."""
+    engine = Engine(name="tight", kv_blocks=5, block_tokens=4, step_time=StepTime.affine(base_s=0.01))
+    requests = Requests.from_columns({"prompt_tokens": [8, 8], "output_tokens": [8, 8]})
+    instance = Instance("two", with_knowledge(requests, "exact"), engine)
+    never = Instance("two", instance.requests, engine.replace(preemption="none"))
+    thrown = simulate(instance, "vllm-v1")
+    assert thrown.metrics.preemptions.sum() > 0
+    assert {v.rule for v in check(thrown.schedule, never).violations} == {Rule.PREEMPTION}
+    with pytest.raises(PolicyError, match="allows no preemption"):
+        simulate(never, "vllm-v1")
+    assert check(simulate(never, "svf").schedule, never).ok

@@ -89,7 +89,14 @@ BAD_ROWS = {
     "json: huge": (moon(output_length=10**400), 2, "output_length", TOKENS),
     "json: NaN": (moon(timestamp=float("nan")), 2, "timestamp", "expected a number of milliseconds >= 0"),
     "json: missing key": (MOON + '{"timestamp": 1, "input_length": 5}\n', 2, "output_length", "nothing is given"),
-    "json: cut off": (MOON + '{"timestamp": 1, "input_le', 2, None, "(is the line cut off?)"),
+    "json: cut off": (
+        MOON + '{"timestamp": 1, "input_le', 2, None,
+        "is no JSON: Unterminated string starting at character 18 (is the line cut off?)",
+    ),
+    "json: cut between": (
+        MOON + '{"timestamp": 1, ', 2, None,
+        "is no JSON: Expecting property name enclosed in double quotes at character 18 (is the line cut off?)",
+    ),
     "json: endless digits": (MOON + '{"timestamp": ' + "1" * 5000 + "}", 2, None, "a number or a nesting is too long"),
     "json: no object": (MOON + "[1, 2]\n", 2, None, "[1, 2]; expected a JSON object"),
     "json: ids in words": (moon(hash_ids=["a"]), 2, "hash_ids", "['a']; expected a list of whole numbers"),

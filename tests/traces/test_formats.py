@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from optimizer.errors import InputError
-from optimizer.problem import Engine, Instance, Requests
+from optimizer.problem import Engine, Instance, PrefixHashes, Requests
 from optimizer.traces import FORMATS, detect_format, read_trace
 
 AZURE_2023 = (
@@ -192,6 +192,16 @@ def test_a_block_size_for_a_file_without_hashes_is_an_error(tmp_path: Path) -> N
         read_trace(written(tmp_path, VIDUR), hash_block_tokens=16)
     with pytest.raises(InputError, match="expected at least 1"):
         read_trace(written(tmp_path, VIDUR), hash_block_tokens=0)
+
+
+def test_a_block_size_for_an_instance_is_an_error(tmp_path: Path, engine: Engine) -> None:
+    prefix = PrefixHashes(np.array([1, 2]), np.array([0, 2]), 16)
+    requests = Requests.from_columns({"prompt_tokens": [32], "output_tokens": [4]}, prefix=prefix)
+    path = tmp_path / "instance.json"
+    Instance("one", requests, engine).write(path)
+    with pytest.raises(InputError, match="an instance says itself what its hashes stand for") as error:
+        read_trace(path, hash_block_tokens=32)
+    assert (error.value.file, error.value.field) == (str(path), "hash_block_tokens")
 
 
 def test_sharegpt_says_that_its_lengths_are_estimates(tmp_path: Path) -> None:
