@@ -1,0 +1,310 @@
+"""`solve`: the door to offline answers. Heuristics at once, bounds, models where they fit, search until the time is up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from optimizer.check import check
+from optimizer.errors import InputError, OptimizerError, PolicyError
+from optimizer.offline.bounds import Bound, work_bound
+from optimizer.offline.heuristics import BASELINE, policies
+from optimizer.offline.objective import parse_objective, value_of
+from optimizer.offline.result import Limit, Progress, Result
+from optimizer.offline.search import OutOfTime, Value, anneal, sweep
+from optimizer.policies.plan import PlanPolicy
+from optimizer.problem import Instance, LengthKnowledge
+from optimizer.problem.gap import gap as gap_of
+from optimizer.problem.instance import Objective
+from optimizer.problem.plan import OrderPlan, Plan
+from optimizer.problem.ramps import equal_round_s
+from optimizer.simulator import Simulation, simulate
+
+OnProgress = Callable[[Progress], None]
+_EQUAL = 1e-9
+"""Values that differ by less, relatively, are equal: arrivals are whole nanoseconds in a simulation."""
+
+
+def solve(
+    instance: Instance,
+    *,
+    objective: str | None = None,
+    time_limit_s: float = 60.0,
+    gap: float = 0.0,
+    seed: int = 0,
+    on_progress: OnProgress | None = None,
+) -> Result:
+    """Find a good schedule, and a bound on how good any can be.
+
+    Parameters
+    ----------
+    instance
+        Where it says what is known of output lengths, plans are made with the estimates and then executed with the
+        true lengths; where it says nothing, the true lengths are known.
+    objective
+        One of `makespan`, `mean-latency`, `weighted-latency`, `ttft`, `goodput`, or two with a comma (the second
+        decides among equals); the instance's own if None.
+    time_limit_s
+        Wall time, > 0. Policies are tried even if it is too short for that.
+    gap
+        End as soon as (primal - dual) / primal is not above this.
+    seed
+        Of everything drawn. With the same seed a solve makes the same moves; how far it comes depends on the machine.
+    on_progress
+        Called at every better schedule and better bound. Ctrl-C ends a solve with the best so far.
+
+    Raises
+    ------
+    InputError
+        If the objective or a limit makes no sense, or no policy can serve the instance (the message says which request
+        and which resource).
+
+    Examples
+    --------
+    >>> from optimizer.problem import Engine, Requests, StepTime
+    >>> engine = Engine(name="toy", kv_blocks=9, max_num_seqs=1, step_time=StepTime.affine(base_s=1.0))
+    >>> requests = Requests.from_columns({"prompt_tokens": [4, 4], "output_tokens": [5, 1]})
+    >>> result = solve(Instance("toy", requests, engine), time_limit_s=5)
+    >>> result.primal, result.limit  # the short one first: (1 + 6) / 2
+    (3.5, 'optimal')
+    """
+    if not time_limit_s > 0:
+        raise InputError(f"{time_limit_s}; expected seconds > 0", field="time_limit_s")
+    if not 0 <= gap < 1:
+        raise InputError(f"{gap}; expected a share in [0, 1)", field="gap")
+    goals = parse_objective(objective or instance.objective)
+    return _Solve(instance, goals, time_limit_s, gap, seed, on_progress).run()
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    value: Value
+    chosen: Plan | str
+    simulation: Simulation
+    source: str
+    claimed: float | None
+
+
+class _Solve:
+    """One solve under way."""
+
+    def __init__(
+        self,
+        instance: Instance,
+        goals: tuple[Objective, ...],
+        time_limit_s: float,
+        gap: float,
+        seed: int,
+        on_progress: OnProgress | None,
+    ) -> None:
+        self.instance, self.goals, self.time_limit_s = instance, goals, time_limit_s
+        self.gap, self.seed, self.on_progress = gap, seed, on_progress
+        self.view = planning_view(instance)
+        self.at_truth = np.array_equal(self.view.requests.output_tokens, instance.requests.output_tokens)
+        self.start = time.monotonic()
+        self.best: _Candidate | None = None
+        self.bound: Bound | None = None
+        self.progress: list[Progress] = []
+        self.by_policy: dict[str, Value] = {}
+
+    def run(self) -> Result:
+        limit: Limit = "exhausted"
+        try:
+            limit = self._phases()
+        except KeyboardInterrupt:
+            limit = "interrupted"
+            if self.best is None:
+                raise
+        return self._result(limit)
+
+    # ---- phases
+
+    def _phases(self) -> Limit:
+        self._try_policies()
+        self._try_bound()
+        try:
+            if self._done():
+                return self._why_done()
+            if equal_round_s(self.view) is not None and self.goals[0] in ("mean-latency", "weighted-latency"):
+                from optimizer.offline.rounds import solve_rounds
+
+                solve_rounds(self)
+            else:
+                self._search()
+        except OutOfTime:
+            return "time"
+        return self._why_done()
+
+    def _try_policies(self) -> None:
+        trouble: OptimizerError | None = None
+        for name in policies(self.instance):
+            if self.best is not None and self.left_s <= 0:
+                break
+            try:
+                simulation = simulate(self.view, name, seed=self.seed)
+            except PolicyError as error:
+                trouble = trouble or error
+                continue
+            self.by_policy[name] = self.value(simulation)
+            self.offer(simulation, name, name)
+        if self.best is None:
+            raise InputError(f"no policy can serve {self.instance.name}: {trouble}")
+
+    def _try_bound(self) -> None:
+        bound = work_bound(self.instance, self.goals[0])
+        if bound is not None:
+            self.offer_bound(bound)
+
+    def _search(self) -> None:
+        found = sweep(self._evaluate, self.view, self.seed)
+        if found is None or self._done():
+            return
+        plan, value = found
+        begun = self.left_s
+
+        def over() -> float:
+            return 1 - self.left_s / begun
+
+        anneal(self._evaluate, plan, value, over, self.seed)
+        raise OutOfTime
+
+    def _evaluate(self, plan: OrderPlan) -> Value | None:
+        if self.left_s <= 0 or self._done():
+            raise OutOfTime
+        return self.offer_plan(plan, "search")
+
+    # ---- what is found
+
+    @property
+    def left_s(self) -> float:
+        """Seconds left."""
+        return self.start + self.time_limit_s - time.monotonic()
+
+    def value(self, simulation: Simulation) -> Value:
+        return tuple(value_of(simulation.metrics, self.view.requests, goal) for goal in self.goals)
+
+    def offer_plan(self, plan: Plan, source: str, claimed: float | None = None) -> Value | None:
+        """Execute a plan; keep it if it is the best so far. None if it cannot be executed."""
+        try:
+            simulation = simulate(self.view, PlanPolicy(plan), seed=self.seed)
+        except PolicyError:
+            return None
+        return self.offer(simulation, plan, source, claimed)
+
+    def offer(
+        self, simulation: Simulation, chosen: Plan | str, source: str, claimed: float | None = None
+    ) -> Value:
+        """Keep a simulation if it is the best so far."""
+        value = self.value(simulation)
+        if self.best is None or _less(value, self.best.value):
+            self.best = _Candidate(value, chosen, simulation, source, claimed)
+            self._tell(source)
+        return value
+
+    def offer_bound(self, bound: Bound) -> None:
+        """Keep a bound if it is the best so far."""
+        if self.bound is None or bound.value > self.bound.value:
+            self.bound = bound
+            self._tell(bound.by)
+
+    def _tell(self, source: str) -> None:
+        now = time.monotonic() - self.start
+        primal = None if self.best is None else self.best.value[0]
+        step = Progress(now, primal, None if self.bound is None else self.bound.value, source)
+        self.progress.append(step)
+        if self.on_progress is not None:
+            self.on_progress(step)
+
+    def _gap(self) -> float | None:
+        if self.best is None or self.bound is None or not self.at_truth:
+            return None
+        primal, dual = self.best.value[0], self.bound.value
+        return 0.0 if dual >= primal * (1 - _EQUAL) else gap_of(primal, dual)
+
+    def _done(self) -> bool:
+        found = self._gap()
+        # With a second objective there is something to win among optima of the first.
+        return found is not None and found <= self.gap and (len(self.goals) == 1 or found > 0)
+
+    def _why_done(self) -> Limit:
+        found = self._gap()
+        if found is not None and found <= 0:
+            return "optimal"
+        if found is not None and found <= self.gap:
+            return "gap"
+        return "time" if self.left_s <= 0 else "exhausted"
+
+    # ---- the end
+
+    def _result(self, limit: Limit) -> Result:
+        best = self.best
+        assert best is not None
+        simulation, claimed = best.simulation, best.claimed
+        if not self.at_truth:
+            # Chosen by what was known; now it meets the true lengths.
+            policy = best.chosen if isinstance(best.chosen, str) else PlanPolicy(best.chosen)
+            simulation, claimed = simulate(self.instance, policy, seed=self.seed), best.value[0]
+        report = check(simulation.schedule, self.instance)
+        values = [value_of(simulation.metrics, self.instance.requests, goal) for goal in self.goals]
+        dual = None if self.bound is None else min(self.bound.value, values[0])
+        baseline = BASELINE if BASELINE in self.by_policy else next(iter(self.by_policy))
+        heuristic = min(self.by_policy, key=lambda name: self.by_policy[name])
+        return Result(
+            instance=self.instance,
+            objective=",".join(self.goals),
+            primal=values[0],
+            second=values[1] if len(values) > 1 else None,
+            dual=dual,
+            plan=None if isinstance(best.chosen, str) else best.chosen,
+            simulation=simulation,
+            check=report,
+            found_by=best.source,
+            bound_by=None if self.bound is None else self.bound.by,
+            certificate=None if self.bound is None else self.bound.certificate,
+            baseline=self.by_policy[baseline][0] if self.at_truth else self._true_value(baseline),
+            baseline_policy=baseline,
+            heuristic=self.by_policy[heuristic][0] if self.at_truth else self._true_value(heuristic),
+            heuristic_policy=heuristic,
+            limit="optimal" if limit == "exhausted" and self._gap() == 0 else limit,
+            progress=tuple(self.progress),
+            claimed=claimed,
+            seconds=time.monotonic() - self.start,
+            seed=self.seed,
+            time_limit_s=self.time_limit_s,
+        )
+
+    def _true_value(self, policy: str) -> float:
+        simulation = simulate(self.instance, policy, seed=self.seed)
+        return value_of(simulation.metrics, self.instance.requests, self.goals[0])
+
+
+def _less(value: Value, other: Value) -> bool:
+    """Compare lexicographically, with values that are all but equal taken as equal."""
+    for a, b in zip(value, other, strict=True):
+        if abs(a - b) > _EQUAL * max(abs(a), abs(b)):
+            return a < b
+    return False
+
+
+def planning_view(instance: Instance) -> Instance:
+    """Give the instance as a planner sees it: output lengths are what is known of them.
+
+    Estimates are rounded, and clipped to what the engine can hold. Where nothing is said, or everything is known
+    exactly, the lengths are the true ones.
+    """
+    requests, engine = instance.requests, instance.engine
+    truth = requests.output_tokens
+    if requests.known is None:
+        seen = requests.replace(known=LengthKnowledge(truth, truth))
+        return Instance(instance.name, seen, engine, instance.objective, instance.source)
+    if np.array_equal(requests.known.estimate, truth):
+        return instance
+    most = engine.kv_tokens - requests.prompt_tokens + 1
+    if engine.max_model_len is not None:
+        most = np.minimum(most, engine.max_model_len - requests.prompt_tokens)
+    guess = np.clip(np.rint(requests.known.estimate), 1, most).astype(np.int64)
+    seen = requests.replace(output_tokens=guess, known=LengthKnowledge(guess, guess))
+    return Instance(instance.name, seen, engine, instance.objective, instance.source)
