@@ -22,6 +22,7 @@ from optimizer.certificates.step_lines import (
     unlimited,
 )
 from optimizer.problem import Instance
+from optimizer.solvers.milp import load_pulp
 from optimizer.units import TICKS_PER_SECOND
 
 _PARTS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)
@@ -80,8 +81,7 @@ def best_line(instance: Instance, target: Work) -> Line:
     target
         The work.
     """
-    import pulp
-
+    pulp = load_pulp()
     engine = instance.engine
     problem = pulp.LpProblem("line", pulp.LpMaximize)
     # Rates of very different sizes: each is measured in what it contributes to the target.

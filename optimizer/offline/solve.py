@@ -249,7 +249,9 @@ class _Solve:
             simulation, claimed = simulate(self.instance, policy, seed=self.seed), best.value[0]
         report = check(simulation.schedule, self.instance)
         values = [value_of(simulation.metrics, self.instance.requests, goal) for goal in self.goals]
-        dual = None if self.bound is None else min(self.bound.value, values[0])
+        dual = None if self.bound is None else self.bound.value
+        if dual is not None and dual >= values[0] * (1 - _EQUAL):
+            dual = values[0]
         baseline = BASELINE if BASELINE in self.by_policy else next(iter(self.by_policy))
         heuristic = min(self.by_policy, key=lambda name: self.by_policy[name])
         return Result(
