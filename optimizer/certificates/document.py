@@ -9,8 +9,10 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 from pydantic import Field, ValidationError
 
+from optimizer.certificates.prices import Priced, Prices, price_bound_s
 from optimizer.certificates.step_lines import FIELDS, Line, proves, survives_preemption
 from optimizer.certificates.work import work_bound
 from optimizer.errors import InputError
@@ -64,6 +66,20 @@ class _Work(Frozen):
     lines: tuple[_Line, ...] = Field(min_length=1)
 
 
+class _Row(Frozen):
+    table: tuple[int, ...] | None = None
+    prices: tuple[int, ...]
+
+
+class _Prices(Frozen):
+    schema_: Literal["optimizer/certificate@1"] = Field(alias="schema")
+    kind: Literal["prices"]
+    instance_sha256: str
+    objective: Literal["mean-latency", "weighted-latency"]
+    denominator: int = Field(ge=1)
+    rows: tuple[_Row, ...] = Field(min_length=1)
+
+
 def work_certificate(instance: Instance, objective: Objective, lines: Sequence[Line]) -> dict[str, Any]:
     """Write lines below the step time down as a certificate.
 
@@ -76,6 +92,24 @@ def work_certificate(instance: Instance, objective: Objective, lines: Sequence[L
         "objective": objective,
         "fields": list(FIELDS),
         "lines": [{"rates": list(line.rates), "weights": [list(w) for w in line.weights]} for line in lines],
+    }
+
+
+def price_certificate(instance: Instance, objective: Objective, prices: Prices) -> dict[str, Any]:
+    """Write prices on rounds down as a certificate."""
+    return {
+        "schema": SCHEMA,
+        "kind": "prices",
+        "instance_sha256": instance.sha256,
+        "objective": objective,
+        "denominator": int(prices.denominator),
+        "rows": [
+            {
+                "table": None if row.table is None else np.asarray(row.table).tolist(),
+                "prices": np.asarray(row.prices).tolist(),
+            }
+            for row in prices.rows
+        ],
     }
 
 
@@ -138,7 +172,11 @@ def _verify_work(document: dict[str, Any], instance: Instance, file: str | None)
     lines = []
     for number, one in enumerate(given.lines):
         line = Line(one.rates, one.weights)
-        wrong = "it has another number of rates" if len(line.rates) != len(FIELDS) else proves(line, instance.engine)
+        wrong = (
+            "it has another number of rates"
+            if len(line.rates) != len(FIELDS)
+            else proves(line, instance.engine)
+        )
         if wrong is None and not survives_preemption(line, instance):
             wrong = "throwing a request out would save time by it"
         if wrong is not None:
@@ -147,4 +185,18 @@ def _verify_work(document: dict[str, Any], instance: Instance, file: str | None)
     return Verified(given.objective, work_bound(instance, lines, given.objective), "work")
 
 
-_KINDS = {"work": _verify_work}
+def _verify_prices(document: dict[str, Any], instance: Instance, file: str | None) -> Verified:
+    given = _Prices.model_validate(document)
+    rows = [
+        Priced(None if row.table is None else np.array(row.table, np.int64), np.array(row.prices, np.int64))
+        for row in given.rows
+    ]
+    try:
+        weighted = given.objective == "weighted-latency"
+        bound = price_bound_s(instance, Prices(rows, given.denominator), weighted=weighted)
+    except (ValueError, OverflowError) as error:
+        raise InputError(f"proves nothing: {error}", file=file, field="rows") from None
+    return Verified(given.objective, bound, "prices")
+
+
+_KINDS = {"work": _verify_work, "prices": _verify_prices}
