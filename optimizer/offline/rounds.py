@@ -2,12 +2,151 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from optimizer.offline.solve import _Solve
+import numpy as np
+
+from optimizer.bounds.fluid_prices import Fluid, fluid_prices
+from optimizer.certificates import price_certificate, verify
+from optimizer.certificates.prices import Prices, bounding_ramps
+from optimizer.offline.bounds import Bound, bound_of
+from optimizer.problem import Instance
+from optimizer.problem.columns import Ints
+from optimizer.problem.instance import Objective
+from optimizer.problem.plan import OrderPlan
+from optimizer.problem.ramps import Ramps
+from optimizer.solvers.ramp_greedy import ORDERS, greedy
+from optimizer.solvers.ramp_large import ramp_large
+from optimizer.solvers.result import Incumbent, OnIncumbent
+
+_TELL_S = 2.0
+_BOUND_PART = 0.35
+"""Part of the time that prices may take: they start the search, too."""
 
 
-def solve_rounds(run: _Solve) -> None:
-    """Search starting rounds until the time is up."""
-    raise NotImplementedError
+class Run(Protocol):
+    """What a solve offers to a method: the instance, the time, and where to bring what is found."""
+
+    instance: Instance
+    view: Instance
+    goals: tuple[Objective, ...]
+    seed: int
+
+    @property
+    def left_s(self) -> float:
+        """Seconds left."""
+
+    def offer_plan(self, plan: OrderPlan, source: str, claimed: float | None = None) -> object:
+        """Bring a plan."""
+
+    def offer_bound(self, bound: Bound) -> None:
+        """Bring a bound."""
+
+    def done(self) -> bool:
+        """Whether the wanted gap is reached."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rounds:
+    """An instance as ramps, and the way back."""
+
+    ramps: Ramps
+    round_s: float
+    arrival_s: float
+    """Weighted mean of the arrivals."""
+
+    @classmethod
+    def of(cls, instance: Instance, round_s: float, *, weighted: bool) -> Rounds:
+        """Read an instance whose rounds are equal."""
+        ramps = _weighing(Ramps.from_instance(instance, round_s), weighted=weighted)
+        return cls(ramps, round_s, float(np.average(instance.requests.arrival_s, weights=ramps.weight)))
+
+    def latency_s(self, start: Ints) -> float:
+        """Give the mean latency of starting rounds, by weight."""
+        return (
+            self.ramps.total_completion(start) / float(self.ramps.weight.sum()) * self.round_s
+            - self.arrival_s
+        )
+
+
+def _weighing(ramps: Ramps, *, weighted: bool) -> Ramps:
+    if weighted:
+        return ramps
+    return Ramps.of(
+        ramps.prompt, ramps.rounds, capacity=ramps.capacity, arrival=ramps.arrival,
+        block_tokens=ramps.block_tokens, seats=ramps.seats,
+    )  # fmt: skip
+
+
+def solve_rounds(run: Run, round_s: float) -> None:
+    """Bring starting rounds and price bounds until the time is up or the gap is reached.
+
+    Parameters
+    ----------
+    run
+        A solve for the mean or the weighted latency.
+    round_s
+        Of `equal_round_s`.
+    """
+    weighted = run.goals[0] == "weighted-latency"
+    rounds = Rounds.of(run.view, round_s, weighted=weighted)
+    found = min(
+        (greedy(rounds.ramps, order(rounds.ramps)) for order in ORDERS.values()), key=rounds.latency_s
+    )
+    offer = _offerer(run, rounds)
+    offer(found, "greedy")
+    fluid = _prices(run, found, weighted=weighted)
+    if run.done() or run.left_s <= 0:
+        return
+    best = ramp_large(
+        rounds.ramps,
+        time_limit_s=run.left_s,
+        seed=run.seed,
+        fluid=fluid,
+        on_incumbent=_now_and_then(run, offer),
+    )
+    offer(best, "search")
+
+
+def _offerer(run: Run, rounds: Rounds) -> Callable[[Ints, str], bool]:
+    """Give a function that brings starts; it says whether that is enough."""
+
+    def offer(start: Ints, source: str) -> bool:
+        plan = OrderPlan.of_starts(start.tolist(), round_s=rounds.round_s)
+        run.offer_plan(plan, source, rounds.latency_s(start))
+        return run.done() or run.left_s <= 0
+
+    return offer
+
+
+def _now_and_then(run: Run, offer: Callable[[Ints, str], bool]) -> OnIncumbent[Ints]:
+    """Bring a better schedule once in a while: to execute every one would take the time from the search."""
+    told = run.left_s + _TELL_S
+
+    def tell(incumbent: Incumbent[Ints]) -> bool:
+        nonlocal told
+        if told - run.left_s < _TELL_S:
+            return run.left_s <= 0
+        told = run.left_s
+        return offer(incumbent.solution, "search")
+
+    return tell
+
+
+def _prices(run: Run, start: Ints, *, weighted: bool) -> Fluid:
+    """Find prices, and bring the bounds that they prove; prices are on the true lengths, like every bound."""
+    ramps = _weighing(bounding_ramps(run.instance), weighted=weighted)
+
+    def prove(fluid: Fluid) -> bool:
+        run.offer_bound(prices_bound(run.instance, run.goals[0], fluid.certificate))
+        return run.done() or run.left_s <= 0
+
+    return fluid_prices(ramps, start, time_limit_s=max(0.1, _BOUND_PART * run.left_s), on_bound=prove)
+
+
+def prices_bound(instance: Instance, objective: Objective, prices: Prices) -> Bound:
+    """Make prices a bound with a certificate."""
+    document = price_certificate(instance, objective, prices)
+    return bound_of(verify(document, instance), document)

@@ -14,6 +14,7 @@ from optimizer.offline.bounds import Bound, work_bound
 from optimizer.offline.heuristics import BASELINE, policies
 from optimizer.offline.objective import parse_objective, value_of
 from optimizer.offline.result import Limit, Progress, Result
+from optimizer.offline.rounds import solve_rounds
 from optimizer.offline.search import OutOfTime, Value, anneal, sweep
 from optimizer.policies.plan import PlanPolicy
 from optimizer.problem import Instance, LengthKnowledge
@@ -24,6 +25,7 @@ from optimizer.problem.ramps import equal_round_s
 from optimizer.simulator import Simulation, simulate
 
 OnProgress = Callable[[Progress], None]
+_SAFE_BASELINE = "fcfs, peak-safe"
 _EQUAL = 1e-9
 """Values that differ by less, relatively, are equal: arrivals are whole nanoseconds in a simulation."""
 
@@ -126,12 +128,11 @@ class _Solve:
         self._try_policies()
         self._try_bound()
         try:
-            if self._done():
+            if self.done():
                 return self._why_done()
-            if equal_round_s(self.view) is not None and self.goals[0] in ("mean-latency", "weighted-latency"):
-                from optimizer.offline.rounds import solve_rounds
-
-                solve_rounds(self)
+            round_s = equal_round_s(self.view)
+            if round_s is not None and self.goals[0] in ("mean-latency", "weighted-latency"):
+                solve_rounds(self, round_s)
             else:
                 self._search()
         except OutOfTime:
@@ -150,6 +151,12 @@ class _Solve:
                 continue
             self.by_policy[name] = self.value(simulation)
             self.offer(simulation, name, name)
+        if BASELINE not in self.by_policy:
+            # Where nobody may be thrown out, first come first served has to look ahead.
+            plan = OrderPlan(order=tuple(range(len(self.view.requests))), memory="peak-safe")
+            value = self.offer_plan(plan, _SAFE_BASELINE)
+            if value is not None:
+                self.by_policy[_SAFE_BASELINE] = value
         if self.best is None:
             raise InputError(f"no policy can serve {self.instance.name}: {trouble}")
 
@@ -160,7 +167,7 @@ class _Solve:
 
     def _search(self) -> None:
         found = sweep(self._evaluate, self.view, self.seed)
-        if found is None or self._done():
+        if found is None or self.done():
             return
         plan, value = found
         begun = self.left_s
@@ -172,7 +179,7 @@ class _Solve:
         raise OutOfTime
 
     def _evaluate(self, plan: OrderPlan) -> Value | None:
-        if self.left_s <= 0 or self._done():
+        if self.left_s <= 0 or self.done():
             raise OutOfTime
         return self.offer_plan(plan, "search")
 
@@ -224,7 +231,8 @@ class _Solve:
         primal, dual = self.best.value[0], self.bound.value
         return 0.0 if dual >= primal * (1 - _EQUAL) else gap_of(primal, dual)
 
-    def _done(self) -> bool:
+    def done(self) -> bool:
+        """Whether the wanted gap is reached."""
         found = self._gap()
         # With a second objective there is something to win among optima of the first.
         return found is not None and found <= self.gap and (len(self.goals) == 1 or found > 0)
@@ -252,7 +260,8 @@ class _Solve:
         dual = None if self.bound is None else self.bound.value
         if dual is not None and dual >= values[0] * (1 - _EQUAL):
             dual = values[0]
-        baseline = BASELINE if BASELINE in self.by_policy else next(iter(self.by_policy))
+        names = [name for name in (BASELINE, _SAFE_BASELINE) if name in self.by_policy]
+        baseline = (names or list(self.by_policy))[0]
         heuristic = min(self.by_policy, key=lambda name: self.by_policy[name])
         return Result(
             instance=self.instance,
@@ -279,7 +288,11 @@ class _Solve:
         )
 
     def _true_value(self, policy: str) -> float:
-        simulation = simulate(self.instance, policy, seed=self.seed)
+        if policy == _SAFE_BASELINE:
+            plan = OrderPlan(order=tuple(range(len(self.instance.requests))), memory="peak-safe")
+            simulation = simulate(self.instance, PlanPolicy(plan), seed=self.seed)
+        else:
+            simulation = simulate(self.instance, policy, seed=self.seed)
         return value_of(simulation.metrics, self.instance.requests, self.goals[0])
 
 
