@@ -3,8 +3,8 @@
 The public names are imported when they are first used, so that `import optimizer` costs next to nothing:
 
 - what is said: `Requests`, `Instance`, `Engine`, `StepTime`, `Schedule`, `Metrics`, `with_knowledge`
-- where it comes from: `read_trace`, `generate`, `embedded`, `engine`
-- what is done: `simulate`, `compare`, `make_policy`, `policy_names`
+- where it comes from: `read_trace`, `generate`, `embedded`, `instance`, `list_instances`, `engine`
+- what is done: `simulate`, `compare`, `solve`, `make_policy`, `policy_names`
 - what may go wrong: `OptimizerError`, `InputError`, `PolicyError`
 
 Examples
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from optimizer.errors import InputError as InputError
     from optimizer.errors import OptimizerError as OptimizerError
     from optimizer.errors import PolicyError as PolicyError
+    from optimizer.offline import Result as Result
+    from optimizer.offline import solve as solve
     from optimizer.policies import make_policy as make_policy
     from optimizer.policies import policy_names as policy_names
     from optimizer.problem import Engine as Engine
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
     from optimizer.simulator import simulate as simulate
     from optimizer.traces import embedded as embedded
     from optimizer.traces import generate as generate
+    from optimizer.traces import instance as instance
+    from optimizer.traces import list_instances as list_instances
     from optimizer.traces import read_trace as read_trace
 
     __version__: str
@@ -46,12 +50,13 @@ _HOMES = {
     "optimizer.capacity": ("engine",),
     "optimizer.comparison": ("Comparison", "compare"),
     "optimizer.errors": ("InputError", "OptimizerError", "PolicyError"),
+    "optimizer.offline": ("Result", "solve"),
     "optimizer.policies": ("make_policy", "policy_names"),
     "optimizer.problem": (
         "Engine", "Instance", "Metrics", "Requests", "Schedule", "StepTime", "with_knowledge",
     ),
     "optimizer.simulator": ("Simulation", "simulate"),
-    "optimizer.traces": ("embedded", "generate", "read_trace"),
+    "optimizer.traces": ("embedded", "generate", "instance", "list_instances", "read_trace"),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from optimizer.cli import calibrate, check, compare, demo, generate, lists, simulate, validate
+from optimizer.cli import bound, calibrate, check, compare, demo, generate, lists, simulate, solve, validate
 
 app = typer.Typer(
     name="optimizer",
@@ -33,8 +33,8 @@ def _about(
         typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and stop."),
     ] = False,
 ) -> None:
-    """Schedule LLM inference: simulate request traces on a paged-KV engine, compare policies, check schedules."""
+    """Schedule LLM inference: simulate request traces on a paged-KV engine, compare policies, find schedules and bounds."""
 
 
-for _group in (demo, simulate, compare, check, calibrate, validate, generate, lists):
+for _group in (demo, simulate, compare, solve, bound, check, calibrate, validate, generate, lists):
     _group.add_to(app)

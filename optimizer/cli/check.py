@@ -1,13 +1,16 @@
-"""`optimizer check`: is a schedule what an engine could have done?"""
+"""`optimizer check`: is a schedule what an engine could have done, and does a certificate prove what it says?"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from optimizer.cli.command import ANSWER_IS_NO, command
+
+if TYPE_CHECKING:
+    from optimizer.problem import Instance
 
 
 def add_to(app: typer.Typer) -> None:
@@ -18,34 +21,69 @@ def add_to(app: typer.Typer) -> None:
         examples=(
             "optimizer simulate trace.csv --engine llama3.1-8b@h200 --schedule s.json --instance-out i.json",
             "optimizer check s.json --instance i.json",
+            "optimizer solve i.json --out solved",
+            "optimizer check solved/certificate.json --instance i.json",
         ),
     )(check)
 
 
 def check(
-    schedule: Annotated[
+    file: Annotated[
         Path,
-        typer.Argument(metavar="SCHEDULE", help="A schedule in JSON, as --schedule of simulate writes it."),
+        typer.Argument(
+            metavar="FILE",
+            help="A schedule or a certificate in JSON, as optimizer solve writes them (--schedule of simulate and "
+            "--certificate of bound, too).",
+        ),
     ],
     instance: Annotated[
         Path,
         typer.Option(
             "--instance",
             metavar="FILE",
-            help="The instance in JSON, as --instance-out of simulate writes it.",
+            help="The instance in JSON, as solve, and --instance-out of simulate, write it.",
         ),
     ],
 ) -> None:
-    """Check a schedule against its instance, with code that the simulator does not share.
+    """Check a schedule, or the certificate of a bound, against its instance.
 
-    Prints yes and ends with 0, or names every violated rule and ends with 1. Judged are: KV capacity in each
-    step, each token computed once, prefill before decode, token budget and seats, times that follow from the
-    step-time model, and no request lost.
+    A schedule is judged by code that the simulator does not share. Prints yes and ends with 0, or names every
+    violated rule and ends with 1. Judged are: KV capacity in each step, each token computed once, prefill before
+    decode, token budget and seats, times that follow from the step-time model, and no request lost.
+
+    A certificate is computed again in exact arithmetic, from nothing but itself and the instance. Prints the bound
+    that it proves and ends with 0, or says what in it proves nothing and ends with 1.
     """
+    from optimizer.certificates.document import SCHEMA
     from optimizer.check import check as judge
     from optimizer.problem import Instance, Schedule
+    from optimizer.problem.instance import read_json
 
-    report = judge(Schedule.read(schedule), Instance.read(instance))
-    print(report)
-    if not report.ok:
+    document = read_json(file)
+    if isinstance(document, dict) and document.get("schema") == SCHEMA:
+        right = _certificate(document, Instance.read(instance), str(file))
+    else:
+        report = judge(Schedule.from_document(document, file=str(file)), Instance.read(instance))
+        print(report)
+        right = report.ok
+    if not right:
         raise typer.Exit(ANSWER_IS_NO)
+
+
+def _certificate(document: Any, instance: Instance, file: str) -> bool:
+    from optimizer.certificates import verify
+    from optimizer.errors import InputError
+    from optimizer.offline.objective import UNITS
+
+    try:
+        verified = verify(document, instance, file=file)
+    except InputError as error:  # whatever is wrong with it, it proves nothing
+        print(f"no: {error}")
+        return False
+    bound, objective = verified.bound, verified.objective
+    unit = UNITS[objective]
+    print(
+        f"yes: no schedule has a {objective} below {verified.rounded_down!r} {unit}, proved by {verified.kind}"
+    )
+    print(f"exactly: {bound.numerator} / {bound.denominator} {unit}")
+    return True

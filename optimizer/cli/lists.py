@@ -1,4 +1,4 @@
-"""`optimizer policies` and `optimizer engines`: what there is."""
+"""`optimizer policies`, `optimizer engines` and `optimizer instances`: what there is."""
 
 from __future__ import annotations
 
@@ -27,6 +27,15 @@ def add_to(app: typer.Typer) -> None:
         "engines",
         examples=("optimizer engines", "optimizer simulate trace.csv --engine mixtral-8x7b-tp2@h100"),
     )(engines)
+    command(
+        app,
+        "instances",
+        examples=(
+            "optimizer instances",
+            "optimizer instances kv-ramps",
+            "optimizer simulate gsm8k/paper-200-case-17 --policy lpt",
+        ),
+    )(instances)
 
 
 def policies(policy_file: PolicyFile = None) -> None:
@@ -80,3 +89,38 @@ def engines(
     if models:
         names = [("LLMs", ", ".join(list_llms())), ("GPUs", ", ".join(list_gpus()))]
         print("\n" + two_columns(names, terminal_width()))
+
+
+def instances(
+    family: Annotated[
+        str | None, typer.Argument(metavar="FAMILY", help="List this family alone.", show_default="all")
+    ] = None,
+) -> None:
+    """List the instances that come with the package: a line for all that differ only in their seed.
+
+    Where a command takes a TRACE it also takes such a name; the instance brings its engine and its objective
+    (--engine puts it on another one). Names without an engine are requests alone. The README.md of each
+    family says where its numbers come from and what is known of it.
+    """
+    from optimizer.errors import InputError
+    from optimizer.report.table import Column, Table
+    from optimizer.traces import embedded_names, listed_instances, near_shipped
+
+    rows = [
+        {"name": f"{line.family}/{_with_seeds(line.name, line.count)}", "objective": line.objective, "engine": line.engine,
+         "requests": f"{line.least:,}" if line.least == line.most else f"{line.least:,}-{line.most:,}"}
+        for line in listed_instances()
+        if family in (None, line.family)
+    ]  # fmt: skip
+    rows += [{"name": name} for name in embedded_names() if family in (None, name.partition("/")[0])]
+    if not rows:
+        raise InputError(f"{family!r} is no family; {near_shipped(family or '')}", field="FAMILY")
+    columns = (
+        Column("name", "instance"), Column("requests", "requests"),
+        Column("objective", "objective"), Column("engine", "engine"),
+    )  # fmt: skip
+    print(Table(columns, rows).plain())
+
+
+def _with_seeds(name: str, count: int) -> str:
+    return name.replace("{seed}", f"0..{count - 1}")

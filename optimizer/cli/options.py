@@ -13,7 +13,7 @@ import typer
 from optimizer.errors import InputError
 
 _MOST = 10**9
-_WORKLOAD, _ENGINE, _POLICY = "Requests", "Engine", "Policy and measure"
+_WORKLOAD, _ENGINE, _POLICY, _SOLVE = "Requests", "Engine", "Policy and measure", "Solve"
 
 
 def whole(least: int, most: int = _MOST) -> Callable[[int | None], int | None]:
@@ -42,12 +42,19 @@ def _above_zero(value: float | None) -> float | None:
     return value
 
 
+def _share(value: float) -> float:
+    if not 0 <= value < 1:
+        raise typer.BadParameter(f"{value} is no share in [0, 1); 0.01 is 1 %.")
+    return value
+
+
 Trace = Annotated[
     str,
     typer.Argument(
         metavar="TRACE",
         help="A trace file in a public format (Azure, Mooncake, Vidur, Splitwise, BurstGPT, ShareGPT, LLMServingSim, "
-        "AIBrix), an instance (JSON or CSV), or the name of a workload that comes with the package: gsm8k/gsm8k-1319.",
+        "AIBrix), an instance (JSON or CSV), or the name of one that comes with the package (optimizer instances): "
+        "gsm8k/paper-200.",
         show_default=False,
     ),
 ]
@@ -63,6 +70,18 @@ OutFolder = Annotated[
         "--out", metavar="DIR", help="Folder for results, made where missing. Default: results/<trace>.", rich_help_panel="Output",
         show_default=False,
     ),
+]  # fmt: skip
+Objectives = Annotated[
+    str | None,
+    typer.Option(
+        "--objective", metavar="O", rich_help_panel=_SOLVE, show_default="the instance's own; mean-latency of a trace",
+        help="What to make small: makespan, mean-latency, weighted-latency, ttft or goodput; see above.",
+    ),
+]  # fmt: skip
+TimeLimit = Annotated[
+    float,
+    typer.Option("--time-limit", callback=_above_zero, metavar="SECONDS", rich_help_panel=_SOLVE,
+                 help="Wall time. The first policies and the bound are computed even if it is too short for them."),
 ]  # fmt: skip
 PolicyOption = Annotated[
     list[str] | None,
@@ -204,6 +223,34 @@ class WorkloadOptions:
         typer.Option("--tpot-slo", callback=_above_zero, metavar="SECONDS", rich_help_panel=_POLICY, show_default="0.1",
                      help="Level of the time per further output token, for goodput, where a request has none."),
     ] = None  # fmt: skip
+
+
+@dataclass(frozen=True)
+class InstanceOptions(WorkloadOptions):
+    """The same, where it is an instance that is asked for."""
+
+    trace: Annotated[
+        str,
+        typer.Argument(
+            metavar="INSTANCE",
+            help="An instance (JSON), which brings its engine; a trace in any format of optimizer simulate, with --engine; or "
+            "the name of one that comes with the package: gsm8k/paper-200 (optimizer instances lists them).",
+            show_default=False,
+        ),
+    ]
+
+
+@dataclass(frozen=True)
+class SolveOptions:
+    """What is sought, and for how long."""
+
+    objective: Objectives = None
+    time_limit: TimeLimit = 60.0
+    gap: Annotated[
+        float,
+        typer.Option("--gap", callback=_share, metavar="SHARE", rich_help_panel=_SOLVE,
+                     help="End as soon as the schedule is at most this far from optimal: 0.01 is 1 %."),
+    ] = 0.0  # fmt: skip
 
 
 @dataclass(frozen=True)

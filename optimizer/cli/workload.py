@@ -50,7 +50,7 @@ class Workload:
     @property
     def name(self) -> str:
         """A name for results, fit for a file."""
-        return re.sub(r"[^\w.+-]+", "_", self.path.stem) or "trace"
+        return re.sub(r"[^\w.+-]+", "_", Path(self.options.trace).stem) or "trace"
 
     @property
     def is_drawn(self) -> bool:
@@ -110,15 +110,14 @@ def source_path(options: WorkloadOptions) -> Path:
 
 
 def _read(options: WorkloadOptions) -> Trace:
-    from optimizer.traces import embedded, embedded_names, read_trace
+    from optimizer.traces import embedded, embedded_names, list_instances, near_shipped, read_trace
 
     path, hashes = Path(options.trace), options.hash_block_tokens
     if not path.exists():
-        names = embedded_names()
-        if options.trace in names:
+        if options.trace in (*embedded_names(), *list_instances()):
             return _without_hashes(embedded(options.trace), hashes)
         raise InputError(
-            f"there is no such file, and no workload of that name in the package; it has {', '.join(names)}",
+            f"there is no such file, and nothing of that name in the package; {near_shipped(options.trace)}",
             file=options.trace,
         )
     trace = read_trace(

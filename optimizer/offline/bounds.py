@@ -5,10 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from optimizer.bounds.fluid_prices import Fluid, fluid_prices
 from optimizer.bounds.lines import find_lines
-from optimizer.certificates import Verified, verify, work_certificate
+from optimizer.certificates import Verified, price_certificate, verify, work_certificate
+from optimizer.certificates.prices import Prices, bounding_ramps
 from optimizer.problem import Instance
+from optimizer.problem.columns import Ints
 from optimizer.problem.instance import Objective
+from optimizer.problem.ramps import Ramps, equal_round_s
+from optimizer.solvers.ramp_greedy import ORDERS, greedy
+
+LATENCIES: tuple[Objective, ...] = ("mean-latency", "weighted-latency")
+"""Objectives that prices on rounds bound."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,3 +51,46 @@ def work_bound(instance: Instance, objective: Objective) -> Bound | None:
 def bound_of(verified: Verified, document: dict[str, Any]) -> Bound:
     """Make a verified certificate a bound."""
     return Bound(verified.rounded_down, verified.kind, document)
+
+
+def best_bound(instance: Instance, objective: Objective, time_limit_s: float = 20.0) -> Bound | None:
+    """Bound an objective by everything there is, and give the best; None where nothing applies.
+
+    Parameters
+    ----------
+    instance
+        Requests, with their true lengths, and engine.
+    objective
+        Of the bound.
+    time_limit_s
+        Wall time for what is searched (prices on rounds), > 0.
+    """
+    found = [work_bound(instance, objective)]
+    if objective in LATENCIES and equal_round_s(instance) is not None:
+        ramps = weighing(bounding_ramps(instance), weighted=objective == "weighted-latency")
+        fluid = fluid_prices(ramps, best_greedy(ramps), time_limit_s=time_limit_s)
+        found.append(prices_bound(instance, objective, fluid))
+    return max((bound for bound in found if bound is not None), key=lambda bound: bound.value, default=None)
+
+
+def prices_bound(instance: Instance, objective: Objective, fluid: Fluid) -> Bound:
+    """Make prices a bound with a certificate."""
+    prices: Prices = fluid.certificate
+    document = price_certificate(instance, objective, prices)
+    return bound_of(verify(document, instance), document)
+
+
+def weighing(ramps: Ramps, *, weighted: bool) -> Ramps:
+    """Give ramps in which every request weighs the same, unless weights are wanted."""
+    if weighted:
+        return ramps
+    return Ramps.of(
+        ramps.prompt, ramps.rounds, capacity=ramps.capacity, arrival=ramps.arrival,
+        block_tokens=ramps.block_tokens, seats=ramps.seats,
+    )  # fmt: skip
+
+
+def best_greedy(ramps: Ramps) -> Ints:
+    """Give the starts of the best greedy order."""
+    starts = [greedy(ramps, order(ramps)) for order in ORDERS.values()]
+    return starts[int(np.argmin([ramps.total_completion(start) for start in starts]))]

@@ -41,7 +41,8 @@ def orders(instance: Instance, seed: int, seats: int) -> dict[str, tuple[int, ..
     lengths side by side end at different times, and so their ramps of KV never peak together.
     """
     requests = instance.requests
-    prompt, output = requests.prompt_tokens, requests.output_tokens
+    prompt = requests.prompt_tokens
+    output = requests.output_tokens if requests.known is None else requests.known.estimate
     rows = np.arange(len(requests))
     drawn = np.random.default_rng(seed).permutation(len(requests))
     weight = np.ones(len(requests)) if requests.weight is None else np.maximum(requests.weight, 1e-9)
@@ -57,7 +58,7 @@ def orders(instance: Instance, seed: int, seats: int) -> dict[str, tuple[int, ..
         "mixed": drawn,
     }
     if seats < len(requests):
-        found["packed"] = np.array(packed_order(output - 1, seats))
+        found["packed"] = np.array(packed_order(np.rint(output).astype(np.int64) - 1, seats))
     if requests.deadline_s is not None:
         found["deadline"] = np.lexsort((rows, np.nan_to_num(requests.deadline_s, nan=np.inf)))
     return {name: tuple(order.tolist()) for name, order in found.items()}

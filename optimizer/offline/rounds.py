@@ -9,15 +9,13 @@ from typing import Protocol
 import numpy as np
 
 from optimizer.bounds.fluid_prices import Fluid, fluid_prices
-from optimizer.certificates import price_certificate, verify
-from optimizer.certificates.prices import Prices, bounding_ramps
-from optimizer.offline.bounds import Bound, bound_of
+from optimizer.certificates.prices import bounding_ramps
+from optimizer.offline.bounds import Bound, prices_bound, weighing
 from optimizer.problem import Instance
 from optimizer.problem.columns import Ints
 from optimizer.problem.instance import Objective
 from optimizer.problem.plan import OrderPlan
 from optimizer.problem.ramps import Ramps
-from optimizer.solvers.ramp_greedy import ORDERS, greedy
 from optimizer.solvers.ramp_large import ramp_large
 from optimizer.solvers.result import Incumbent, OnIncumbent
 
@@ -60,7 +58,7 @@ class Rounds:
     @classmethod
     def of(cls, instance: Instance, round_s: float, *, weighted: bool) -> Rounds:
         """Read an instance whose rounds are equal."""
-        ramps = _weighing(Ramps.from_instance(instance, round_s), weighted=weighted)
+        ramps = weighing(Ramps.from_instance(instance, round_s), weighted=weighted)
         return cls(ramps, round_s, float(np.average(instance.requests.arrival_s, weights=ramps.weight)))
 
     def latency_s(self, start: Ints) -> float:
@@ -69,15 +67,6 @@ class Rounds:
             self.ramps.total_completion(start) / float(self.ramps.weight.sum()) * self.round_s
             - self.arrival_s
         )
-
-
-def _weighing(ramps: Ramps, *, weighted: bool) -> Ramps:
-    if weighted:
-        return ramps
-    return Ramps.of(
-        ramps.prompt, ramps.rounds, capacity=ramps.capacity, arrival=ramps.arrival,
-        block_tokens=ramps.block_tokens, seats=ramps.seats,
-    )  # fmt: skip
 
 
 def solve_rounds(run: Run, round_s: float) -> None:
@@ -92,9 +81,7 @@ def solve_rounds(run: Run, round_s: float) -> None:
     """
     weighted = run.goals[0] == "weighted-latency"
     rounds = Rounds.of(run.view, round_s, weighted=weighted)
-    found = min(
-        (greedy(rounds.ramps, order(rounds.ramps)) for order in ORDERS.values()), key=rounds.latency_s
-    )
+    found = best_greedy(rounds.ramps)
     offer = _offerer(run, rounds)
     offer(found, "greedy")
     fluid = _prices(run, found, weighted=weighted)
@@ -137,16 +124,10 @@ def _now_and_then(run: Run, offer: Callable[[Ints, str], bool]) -> OnIncumbent[I
 
 def _prices(run: Run, start: Ints, *, weighted: bool) -> Fluid:
     """Find prices, and bring the bounds that they prove; prices are on the true lengths, like every bound."""
-    ramps = _weighing(bounding_ramps(run.instance), weighted=weighted)
+    ramps = weighing(bounding_ramps(run.instance), weighted=weighted)
 
     def prove(fluid: Fluid) -> bool:
-        run.offer_bound(prices_bound(run.instance, run.goals[0], fluid.certificate))
+        run.offer_bound(prices_bound(run.instance, run.goals[0], fluid))
         return run.done() or run.left_s <= 0
 
     return fluid_prices(ramps, start, time_limit_s=max(0.1, _BOUND_PART * run.left_s), on_bound=prove)
-
-
-def prices_bound(instance: Instance, objective: Objective, prices: Prices) -> Bound:
-    """Make prices a bound with a certificate."""
-    document = price_certificate(instance, objective, prices)
-    return bound_of(verify(document, instance), document)

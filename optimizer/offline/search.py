@@ -33,13 +33,13 @@ def grid(instance: Instance) -> dict[str, list[Any]]:
         {max(1, round(engine.max_num_seqs * share)) for share in (0.25, 0.35, 0.5, 0.6, 0.75, 0.9)}
     )
     return {
+        "mixing": ["mixed", "exclusive"],
         "memory": ["peak-safe", "plain"],
         "step_tokens": [None, *sizes],
         "max_decodes": [None, *few],
         "prefill_batch": [None, *(size for size in sizes if size >= 1024), engine.max_num_batched_tokens],
         "max_seqs": [None, *shares],
         "prefill_tokens": [None, *sizes],
-        "mixing": ["mixed", "exclusive"],
     }
 
 

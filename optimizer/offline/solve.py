@@ -5,19 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import fmean as mean
 
 import numpy as np
 
 from optimizer.check import check
 from optimizer.errors import InputError, OptimizerError, PolicyError
-from optimizer.offline.bounds import Bound, work_bound
+from optimizer.offline.bounds import LATENCIES, Bound, work_bound
 from optimizer.offline.heuristics import BASELINE, policies
 from optimizer.offline.objective import parse_objective, value_of
 from optimizer.offline.result import Limit, Progress, Result
 from optimizer.offline.rounds import solve_rounds
+from optimizer.offline.scenarios import scenarios
 from optimizer.offline.search import OutOfTime, Value, anneal, sweep
 from optimizer.policies.plan import PlanPolicy
-from optimizer.problem import Instance, LengthKnowledge
+from optimizer.problem import Instance
 from optimizer.problem.gap import gap as gap_of
 from optimizer.problem.instance import Objective
 from optimizer.problem.plan import OrderPlan, Plan
@@ -25,6 +27,8 @@ from optimizer.problem.ramps import equal_round_s
 from optimizer.simulator import Simulation, simulate
 
 OnProgress = Callable[[Progress], None]
+_POLICIES_PART = 0.3
+"""Part of the time that policies may take."""
 _SAFE_BASELINE = "fcfs, peak-safe"
 _EQUAL = 1e-9
 """Values that differ by less, relatively, are equal: arrivals are whole nanoseconds in a simulation."""
@@ -86,6 +90,7 @@ class _Candidate:
     value: Value
     chosen: Plan | str
     simulation: Simulation
+    """On the first scenario: the truth, where that is known."""
     source: str
     claimed: float | None
 
@@ -104,7 +109,8 @@ class _Solve:
     ) -> None:
         self.instance, self.goals, self.time_limit_s = instance, goals, time_limit_s
         self.gap, self.seed, self.on_progress = gap, seed, on_progress
-        self.view = planning_view(instance)
+        self.scenarios = scenarios(instance, seed)
+        self.view = self.scenarios[0]
         self.at_truth = np.array_equal(self.view.requests.output_tokens, instance.requests.output_tokens)
         self.start = time.monotonic()
         self.best: _Candidate | None = None
@@ -130,31 +136,27 @@ class _Solve:
         try:
             if self.done():
                 return self._why_done()
-            round_s = equal_round_s(self.view)
-            if round_s is not None and self.goals[0] in ("mean-latency", "weighted-latency"):
+            round_s = equal_round_s(self.view) if self.at_truth else None
+            if round_s is not None and self.goals[0] in LATENCIES:
                 solve_rounds(self, round_s)
             else:
                 self._search()
         except OutOfTime:
-            return "time"
+            pass
         return self._why_done()
 
     def _try_policies(self) -> None:
         trouble: OptimizerError | None = None
         for name in policies(self.instance):
-            if self.best is not None and self.left_s <= 0:
+            if self.best is not None and self.left_s < (1 - _POLICIES_PART) * self.time_limit_s:
                 break
             try:
-                simulation = simulate(self.view, name, seed=self.seed)
+                self.by_policy[name] = self._offer(name, name)
             except PolicyError as error:
                 trouble = trouble or error
-                continue
-            self.by_policy[name] = self.value(simulation)
-            self.offer(simulation, name, name)
         if BASELINE not in self.by_policy:
             # Where nobody may be thrown out, first come first served has to look ahead.
-            plan = OrderPlan(order=tuple(range(len(self.view.requests))), memory="peak-safe")
-            value = self.offer_plan(plan, _SAFE_BASELINE)
+            value = self.offer_plan(self._first_come(), _SAFE_BASELINE)
             if value is not None:
                 self.by_policy[_SAFE_BASELINE] = value
         if self.best is None:
@@ -190,26 +192,29 @@ class _Solve:
         """Seconds left."""
         return self.start + self.time_limit_s - time.monotonic()
 
-    def value(self, simulation: Simulation) -> Value:
-        return tuple(value_of(simulation.metrics, self.view.requests, goal) for goal in self.goals)
-
     def offer_plan(self, plan: Plan, source: str, claimed: float | None = None) -> Value | None:
         """Execute a plan; keep it if it is the best so far. None if it cannot be executed."""
         try:
-            simulation = simulate(self.view, PlanPolicy(plan), seed=self.seed)
+            return self._offer(plan, source, claimed)
         except PolicyError:
             return None
-        return self.offer(simulation, plan, source, claimed)
 
-    def offer(
-        self, simulation: Simulation, chosen: Plan | str, source: str, claimed: float | None = None
-    ) -> Value:
-        """Keep a simulation if it is the best so far."""
-        value = self.value(simulation)
+    def _offer(self, chosen: Plan | str, source: str, claimed: float | None = None) -> Value:
+        simulations = [self._execute(chosen, scenario) for scenario in self.scenarios]
+        value = tuple(
+            mean(value_of(s.metrics, s.instance.requests, goal) for s in simulations) for goal in self.goals
+        )
         if self.best is None or _less(value, self.best.value):
-            self.best = _Candidate(value, chosen, simulation, source, claimed)
+            self.best = _Candidate(value, chosen, simulations[0], source, claimed)
             self._tell(source)
         return value
+
+    def _execute(self, chosen: Plan | str, instance: Instance) -> Simulation:
+        # A policy keeps notes of a run: each run has one of its own.
+        return simulate(instance, chosen if isinstance(chosen, str) else PlanPolicy(chosen), seed=self.seed)
+
+    def _first_come(self) -> OrderPlan:
+        return OrderPlan(order=tuple(range(len(self.instance.requests))), memory="peak-safe")
 
     def offer_bound(self, bound: Bound) -> None:
         """Keep a bound if it is the best so far."""
@@ -220,7 +225,9 @@ class _Solve:
     def _tell(self, source: str) -> None:
         now = time.monotonic() - self.start
         primal = None if self.best is None else self.best.value[0]
-        step = Progress(now, primal, None if self.bound is None else self.bound.value, source)
+        # What is planned with guessed lengths may be below what the true ones allow.
+        dual = self.bound.value if self.bound is not None and self.at_truth else None
+        step = Progress(now, primal, dual, source)
         self.progress.append(step)
         if self.on_progress is not None:
             self.on_progress(step)
@@ -252,9 +259,8 @@ class _Solve:
         assert best is not None
         simulation, claimed = best.simulation, best.claimed
         if not self.at_truth:
-            # Chosen by what was known; now it meets the true lengths.
-            policy = best.chosen if isinstance(best.chosen, str) else PlanPolicy(best.chosen)
-            simulation, claimed = simulate(self.instance, policy, seed=self.seed), best.value[0]
+            best, simulation = self._at_the_truth(best)
+            claimed = best.value[0]
         report = check(simulation.schedule, self.instance)
         values = [value_of(simulation.metrics, self.instance.requests, goal) for goal in self.goals]
         dual = None if self.bound is None else self.bound.value
@@ -287,12 +293,24 @@ class _Solve:
             time_limit_s=self.time_limit_s,
         )
 
+    def _at_the_truth(self, best: _Candidate) -> tuple[_Candidate, Simulation]:
+        """Execute what was chosen by what was known with the true lengths; where they forbid it, the next best."""
+        spares = sorted(self.by_policy, key=lambda name: self.by_policy[name])
+        for candidate in (
+            best,
+            *(_Candidate(self.by_policy[n], self._named(n), best.simulation, n, None) for n in spares),
+        ):
+            try:
+                return candidate, self._execute(candidate.chosen, self.instance)
+            except PolicyError as error:
+                trouble = error
+        raise trouble
+
+    def _named(self, policy: str) -> Plan | str:
+        return self._first_come() if policy == _SAFE_BASELINE else policy
+
     def _true_value(self, policy: str) -> float:
-        if policy == _SAFE_BASELINE:
-            plan = OrderPlan(order=tuple(range(len(self.instance.requests))), memory="peak-safe")
-            simulation = simulate(self.instance, PlanPolicy(plan), seed=self.seed)
-        else:
-            simulation = simulate(self.instance, policy, seed=self.seed)
+        simulation = self._execute(self._named(policy), self.instance)
         return value_of(simulation.metrics, self.instance.requests, self.goals[0])
 
 
@@ -302,24 +320,3 @@ def _less(value: Value, other: Value) -> bool:
         if abs(a - b) > _EQUAL * max(abs(a), abs(b)):
             return a < b
     return False
-
-
-def planning_view(instance: Instance) -> Instance:
-    """Give the instance as a planner sees it: output lengths are what is known of them.
-
-    Estimates are rounded, and clipped to what the engine can hold. Where nothing is said, or everything is known
-    exactly, the lengths are the true ones.
-    """
-    requests, engine = instance.requests, instance.engine
-    truth = requests.output_tokens
-    if requests.known is None:
-        seen = requests.replace(known=LengthKnowledge(truth, truth))
-        return Instance(instance.name, seen, engine, instance.objective, instance.source)
-    if np.array_equal(requests.known.estimate, truth):
-        return instance
-    most = engine.kv_tokens - requests.prompt_tokens + 1
-    if engine.max_model_len is not None:
-        most = np.minimum(most, engine.max_model_len - requests.prompt_tokens)
-    guess = np.clip(np.rint(requests.known.estimate), 1, most).astype(np.int64)
-    seen = requests.replace(output_tokens=guess, known=LengthKnowledge(guess, guess))
-    return Instance(instance.name, seen, engine, instance.objective, instance.source)

@@ -1,7 +1,12 @@
-"""Where requests come from: readers of public trace formats, shaping, synthetic families, a writer."""
+"""Where requests come from: readers of public formats, shaping, synthetic families, what is shipped, a writer."""
 
+from optimizer.traces.embedded import Listed as Listed
 from optimizer.traces.embedded import embedded as embedded
 from optimizer.traces.embedded import embedded_names as embedded_names
+from optimizer.traces.embedded import instance as instance
+from optimizer.traces.embedded import list_instances as list_instances
+from optimizer.traces.embedded import listed_instances as listed_instances
+from optimizer.traces.embedded import near_shipped as near_shipped
 from optimizer.traces.formats import FORMATS as FORMATS
 from optimizer.traces.formats import detect_format as detect_format
 from optimizer.traces.formats import read_trace as read_trace

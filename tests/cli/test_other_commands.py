@@ -15,7 +15,10 @@ from optimizer.problem import Instance, Schedule
 from optimizer.traces import families, family_options, read_trace
 
 ENGINE = ("--engine", "llama3.1-8b@h200")
-COMMANDS = ("simulate", "compare", "check", "policies", "engines", "demo", "generate")
+COMMANDS = (
+    "simulate", "compare", "solve", "bound", "check", "calibrate", "validate", "policies", "engines", "instances",
+    "demo", "generate",
+)  # fmt: skip
 
 
 def test_check_says_yes_or_names_the_rule(run, trace, tmp_path):
@@ -97,20 +100,13 @@ def test_every_command_explains_itself_with_an_example(run, command):
     assert f"optimizer {command}" in ended.out
 
 
-@pytest.mark.parametrize("command", ["simulate", "compare"])
-def test_the_shared_options_are_in_both(run, command, monkeypatch):
+@pytest.mark.parametrize("command", ["simulate", "compare", "solve", "bound"])
+def test_the_shared_options_are_in_all(run, command, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     text = run(command, "--help").out
-    for option in (
-        "--rate",
-        "--kv-blocks",
-        "--lengths",
-        "--ttft-slo",
-        "--policy-option",
-        "--tenant",
-        "--out",
-    ):
+    for option in ("--rate", "--kv-blocks", "--lengths", "--ttft-slo", "--tenant", "--seed"):
         assert option in text
+    assert ("--policy-option" in text) is (command in ("simulate", "compare"))
 
 
 def best_seconds(*command: str, times: int = 5) -> float:
@@ -186,12 +182,18 @@ def test_ctrl_c_during_a_simulation_writes_nothing(tmp_path):
 
 
 @pytest.mark.long
-def test_the_demo_prints_two_tables_and_where_the_details_are(run, tmp_path):
-    ended = run("demo", "--out", "d")
+def test_the_demo_prints_two_tables_and_a_solve_and_where_the_details_are(run, tmp_path):
+    ended = run("demo", "--out", "d", "--time-limit", 3)
     assert ended.code == 0, ended.out
     assert ended.out.count("TTFT p99") == 2
     assert "GSM8K" in ended.out
-    assert ended.err.count("wrote d/") == 2
+    assert ended.err.count("wrote d/") == 3
     for name in ("gsm8k-1319", "chats-2000"):
         rows = json.loads((tmp_path / "d" / name / "table.json").read_text())["rows"]
         assert {row["policy"] for row in rows} == set(policy_names())
+    solved = json.loads((tmp_path / "d/gsm8k-1319/solve.json").read_text())
+    best = min(
+        row["makespan_s"] for row in json.loads((tmp_path / "d/gsm8k-1319/table.json").read_text())["rows"]
+    )
+    assert solved["dual"] < solved["primal"] <= best
+    assert f"gap            {100 * solved['gap']:.2f} %" in ended.out

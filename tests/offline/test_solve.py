@@ -15,7 +15,7 @@ from optimizer.offline import Progress, solve
 from optimizer.offline.heuristics import neighbours, orders, policies, token_limits
 from optimizer.offline.objective import parse_objective, value_of
 from optimizer.offline.packing import packed_order
-from optimizer.offline.solve import planning_view
+from optimizer.offline.scenarios import scenarios
 from optimizer.policies.plan import PlanPolicy
 from optimizer.problem import Engine, Instance, Requests, StepTime, with_knowledge
 from optimizer.problem.engine import StepPiece, StepRegime
@@ -93,8 +93,9 @@ def test_a_second_objective_decides_among_equals() -> None:
 def test_predicted_lengths_are_planned_with_and_true_ones_executed() -> None:
     exact = batch(30)
     noisy = Instance("noisy", with_knowledge(exact.requests, "noise:0.5", seed=3), exact.engine, "makespan")
-    view = planning_view(noisy)
-    assert not np.array_equal(view.requests.output_tokens, exact.requests.output_tokens)
+    for scenario in scenarios(noisy, 0):
+        assert not np.array_equal(scenario.requests.output_tokens, exact.requests.output_tokens)
+        assert scenario.requests.known is noisy.requests.known
     result = solve(noisy, time_limit_s=1)
     assert result.check.ok
     assert result.primal == result.simulation.metrics.makespan_s
