@@ -6,13 +6,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import combinations
+from math import ceil
 from operator import mul
 
 from ortools.sat.python import cp_model
 
 from optimizer.errors import InputError
 from optimizer.formulations.steps_time import Rates, WholeStepTime, choose_unit, to_seconds
-from optimizer.formulations.steps_trace import StepsObjective, Trace, arrivals, one_after_another, walk
+from optimizer.formulations.steps_trace import (
+    StepsObjective,
+    Trace,
+    arrivals,
+    one_after_another,
+    walk,
+    with_late_prompts,
+)
 from optimizer.formulations.steps_writer import StepsWriter, Values
 from optimizer.problem.instance import Instance
 from optimizer.problem.plan import StepsPlan
@@ -101,6 +109,8 @@ def build_steps(
                 f"the steps model knows no {setting}; replace it by false", field=f"engine.{setting}"
             )
     known = known or one_after_another(instance)
+    if WholeStepTime.of(instance.engine.step_time, 1).affine:
+        known = with_late_prompts(known, instance.engine.max_num_batched_tokens)
     weights, parts = _weights(instance, goal)
     ticks_time = WholeStepTime.of(instance.engine.step_time, 1)
     last = _last_moment(instance, ticks_time, goal, weights, walk(instance, known, ticks_time))
@@ -114,8 +124,21 @@ def build_steps(
             f"the model would have {steps} steps; give a better known plan, or fewer or shorter requests "
             f"(most: {MOST_STEPS})"
         )
+    least = (
+        0 if goal == "makespan" else ceil(least_sum(instance, time, goal, weights, list(range(len(weights)))))
+    )
     written = StepsWriter(
-        instance, time, goal, weights, trace, _earliest(instance, time, goal), last, steps, preempt, hold
+        instance,
+        time,
+        goal,
+        weights,
+        trace,
+        _earliest(instance, time, goal),
+        least,
+        last,
+        steps,
+        preempt,
+        hold,
     )
     written.write()
     return StepsModel(
@@ -154,13 +177,9 @@ def _earliest(instance: Instance, time: WholeStepTime, goal: StepsObjective) -> 
     """Give of each request the steps that it takes at least to its milestone, and the moment of that."""
     budget = instance.engine.max_num_batched_tokens
     found = []
-    for prompt, output, arrival in zip(
-        instance.requests.prompt_tokens.tolist(),
-        instance.requests.output_tokens.tolist(),
-        arrivals(instance, time.unit_ticks),
-        strict=True,
-    ):
-        steps = -(-prompt // budget) + (0 if goal == "ttft" else output - 1)
+    arrived = arrivals(instance, time.unit_ticks)
+    for (prompt, tokens), arrival in zip(_sizes(instance, goal), arrived, strict=True):
+        steps = -(-prompt // budget) + tokens - 1
         found.append((steps, arrival + steps * time.least))
     return found
 
@@ -172,23 +191,48 @@ def _last_moment(
     moments = known.milestones(goal)
     if goal == "makespan":
         return max(moments)
-    earliest = [moment for _, moment in _earliest(instance, time, goal)]
     total, everybody = sum(map(mul, weights, moments)), range(len(weights))
+    return max(
+        int(
+            (total - least_sum(instance, time, goal, weights, [i for i in everybody if i != last]))
+            // weights[last]
+        )
+        for last in everybody
+    )
 
-    def others(last: int) -> int:
-        """Twice the least weighted sum of the milestones of all but one."""
-        rest = [i for i in everybody if i != last]
-        least = 2 * sum(weights[i] * earliest[i] for i in rest)
-        for rates in time.floors():
-            work = _work(instance, time, rates, goal)
-            own = sum(weights[i] * (2 * rates.base * steps[i] + work[i]) for i in rest)
-            # Whoever of two is first has done all its work before both milestones.
-            shared = sum(min(weights[i] * work[j], weights[j] * work[i]) for i, j in combinations(rest, 2))
-            least = max(least, own + shared)
-        return least
 
-    steps = [count for count, _ in _earliest(instance, time, goal)]
-    return max((2 * total - others(i)) // (2 * weights[i]) for i in everybody)
+def least_sum(
+    instance: Instance, time: WholeStepTime, goal: StepsObjective, weights: list[int], some: list[int]
+) -> Fraction:
+    """Bound the weighted sum of the milestones of some requests from below, in units.
+
+    Of two requests, the one that reaches its milestone first has done all its work before both; and in its steps
+    the other one computes tokens, too, or is idle and then needs a step more for each.
+    """
+    sizes = _sizes(instance, goal)
+    earliest = _earliest(instance, time, goal)
+    best = Fraction(sum(weights[i] * earliest[i][1] for i in some))
+    for rates in time.floors():
+
+        def work(i: int, tokens: int, rates: Rates = rates) -> int:
+            return time.least_work(rates, sizes[i][0], tokens, again=True) if tokens > 0 else 0
+
+        def in_order(
+            first: int, second: int, base: int = rates.base, work: Callable[..., int] = work
+        ) -> Fraction:
+            steps, tokens = earliest[first][0], sizes[second][1]
+            # A step that the second one idles is shared out among all its pairs.
+            idle_or_work = min(
+                Fraction(2 * weights[second] * base * idle, len(some) - 1)
+                + weights[first] * work(second, min(tokens, steps - idle))
+                for idle in range(steps + 1)
+            )
+            return weights[second] * work(first, sizes[first][1]) + idle_or_work
+
+        own = sum(weights[i] * (2 * rates.base * earliest[i][0] + work(i, sizes[i][1])) for i in some)
+        pairs = (min(in_order(i, j), in_order(j, i)) for i, j in combinations(some, 2))
+        best = max(best, (own + sum(pairs, Fraction(0))) / 2)
+    return best
 
 
 def _most_steps(instance: Instance, time: WholeStepTime, goal: StepsObjective, last: int) -> int:
@@ -196,15 +240,13 @@ def _most_steps(instance: Instance, time: WholeStepTime, goal: StepsObjective, l
     most = last // time.least
     for rates in time.floors():
         if rates.base:
-            most = min(most, (2 * last - sum(_work(instance, time, rates, goal))) // (2 * rates.base))
+            work = sum(time.least_work(rates, *size, again=True) for size in _sizes(instance, goal))
+            most = min(most, (2 * last - work) // (2 * rates.base))
     return most
 
 
-def _work(instance: Instance, time: WholeStepTime, rates: Rates, goal: StepsObjective) -> list[int]:
-    """Give twice the units of work of each request up to its milestone, by one floor of the step time."""
-    return [
-        time.least_work(rates, prompt, 1 if goal == "ttft" else output, again=True)
-        for prompt, output in zip(
-            instance.requests.prompt_tokens.tolist(), instance.requests.output_tokens.tolist(), strict=True
-        )
-    ]
+def _sizes(instance: Instance, goal: StepsObjective) -> list[tuple[int, int]]:
+    """Give the prompt of each request, and the tokens up to its milestone."""
+    outputs = instance.requests.output_tokens.tolist()
+    tokens = [1] * len(outputs) if goal == "ttft" else outputs
+    return list(zip(instance.requests.prompt_tokens.tolist(), tokens, strict=True))

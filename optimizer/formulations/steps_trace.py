@@ -235,3 +235,52 @@ def one_after_another(instance: Instance) -> StepsPlan:
         steps += [PlanStep(prefill=((row, chunk),)) for chunk in chunks]
         steps += [PlanStep(decode=(row,))] * (output - 1)
     return StepsPlan(steps=tuple(steps))
+
+
+def with_late_prompts(plan: StepsPlan, budget: int) -> StepsPlan:
+    """Move tokens of prompts from chunks to later chunks of the same prompt, as far as the token budget goes.
+
+    Where work costs the same in whatever step it is done, no step ends later for it.
+
+    >>> early = StepsPlan(steps=(PlanStep(prefill=((0, 5),)), PlanStep(prefill=((0, 1), (1, 2)))))
+    >>> [step.prefill for step in with_late_prompts(early, budget=8).steps]
+    [((0, 6), (1, 2))]
+    """
+    chunks = [dict(step.prefill) for step in plan.steps]
+    room = [
+        budget - sum(mine.values()) - len(step.decode) for mine, step in zip(chunks, plan.steps, strict=True)
+    ]
+    successors = _later_chunks(plan)
+    moved = True
+    while moved:
+        moved = False
+        for i, of, to in successors:
+            tokens = min(room[to], chunks[of].get(i, 0))
+            if tokens and chunks[to].get(i):
+                moved = True
+                chunks[to][i] += tokens
+                chunks[of][i] -= tokens
+                room[to], room[of] = room[to] - tokens, room[of] + tokens
+    steps: list[PlanStep] = []
+    thrown_out: tuple[int, ...] = ()
+    for mine, step in zip(chunks, plan.steps, strict=True):
+        thrown_out += step.preempt
+        prefill = tuple((i, tokens) for i, tokens in mine.items() if tokens)
+        if prefill or step.decode:
+            steps.append(PlanStep(prefill=prefill, decode=step.decode, preempt=thrown_out))
+            thrown_out = ()
+    return StepsPlan(steps=tuple(steps))
+
+
+def _later_chunks(plan: StepsPlan) -> list[tuple[int, int, int]]:
+    """Give (request, step, later step) of all chunks and all later ones of the same prompt."""
+    pairs: list[tuple[int, int, int]] = []
+    stays: dict[int, list[int]] = {}
+    for k, step in enumerate(plan.steps):
+        for i in (*step.preempt, *step.decode):
+            stays.pop(i, None)
+        for i, _ in step.prefill:
+            stay = stays.setdefault(i, [])
+            pairs += [(i, before, k) for before in stay]
+            stay.append(k)
+    return pairs

@@ -32,6 +32,7 @@ class StepsWriter:
         weights: list[int],
         known: Trace,
         earliest: list[tuple[int, int]],
+        least: int,
         last: int,
         steps: int,
         preempt: bool,
@@ -43,7 +44,7 @@ class StepsWriter:
         self.outputs = instance.requests.output_tokens.tolist()
         self.peaks = [p + o - 1 for p, o in zip(self.prompts, self.outputs, strict=True)]
         self.arrival = arrivals(instance, time.unit_ticks)
-        self.known, self.earliest, self.last = known, earliest, last
+        self.known, self.earliest, self.least, self.last = known, earliest, least, last
         self.pauses = hold
         longest = range(min(self.prompts) + 1, max(self.peaks) + 1)
         roomy = (
@@ -345,6 +346,7 @@ class StepsWriter:
                         at_least.only_enforce_if(~self.stands[i][k - 1][self.milestone])
             value = sum(w * (t - a) for w, t, a in zip(self.weights, self.moment, self.arrival, strict=True))
             known = sum(w * (t - a) for w, t, a in zip(self.weights, moments, self.arrival, strict=True))
+            m.add(sum(map(mul, self.weights, self.moment)) >= self.least)
         m.add(value <= known)
         m.minimize(value)
 
@@ -395,9 +397,7 @@ class StepsWriter:
 
     def _work(self, rates: Rates, i: int) -> int:
         """Twice the least time that a request adds to its steps up to its milestone."""
-        return self.time.least_work(
-            rates, self.prompts[i], self._tokens_to_milestone(i), again=self.preempts
-        )
+        return self.time.least_work(rates, self.prompts[i], self._tokens_to_milestone(i), again=self.preempts)
 
     def _recomputing(self, rates: Rates, i: int) -> Any:
         """Twice the time that a request's recomputing adds beyond decoding."""
@@ -455,7 +455,10 @@ class StepsWriter:
                     m.add(again + now + self.stands[i][k]["decodes"] <= 2)
             extra = sum(self.again[i, t] * (self.prompts[i] + t + 1) for t in range(tokens - 1))
             if self.goal != "ttft":
-                m.add(sum(v["samples"] for v in self.stands[i]) == 1 + sum(self.again[i, t] for t in range(tokens - 1)))
+                m.add(
+                    sum(v["samples"] for v in self.stands[i])
+                    == 1 + sum(self.again[i, t] for t in range(tokens - 1))
+                )
             chunks = sum(v["chunk"] for v in self.stands[i])
             if self.time.monotone and self.goal != "ttft":
                 m.add(chunks == self.prompts[i] + extra)

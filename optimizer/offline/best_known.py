@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import traceback
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
@@ -154,10 +155,10 @@ def _chosen(patterns: Sequence[str]) -> list[str]:
 
 def _is_done(name: str, objective: Objective | None, time_limit_s: float) -> bool:
     """Say whether nothing is to be won: it is proved optimal, or was tried for as long."""
-    entry = read_best_known().get(name)
-    if entry is None or not entry.objectives:
+    entry, instance = read_best_known().get(name), shipped(name)
+    if entry is None or entry.instance_sha256 != instance.sha256:
         return False
-    known = entry.objectives.get(objective or shipped(name).objective)
+    known = entry.objectives.get(objective or instance.objective)
     return known is not None and (
         known.tried_s >= time_limit_s or (known.gap is not None and known.gap <= EQUAL)
     )
@@ -191,8 +192,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 line = improve(
                     name, objective=asked.objective, time_limit_s=asked.time_limit, seed=asked.seed
                 )
-            except OptimizerError as error:
-                line, code = f"{name}  {error}", 1
+            except Exception as error:
+                # A run over everything takes hours: what goes wrong with one instance must not cost the others.
+                if not isinstance(error, OptimizerError):
+                    traceback.print_exc()
+                line, code = f"{name}  {type(error).__name__}: {error}", 1
             print(f"[{number}/{len(names)}] {line}", flush=True)
     except OptimizerError as error:
         print(f"error: {error}", file=sys.stderr)

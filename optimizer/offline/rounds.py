@@ -10,7 +10,7 @@ import numpy as np
 
 from optimizer.bounds.fluid_prices import Fluid, fluid_prices
 from optimizer.certificates.prices import bounding_ramps
-from optimizer.offline.bounds import Bound, prices_bound, weighing
+from optimizer.offline.bounds import Bound, best_greedy, prices_bound, weighing
 from optimizer.problem import Instance
 from optimizer.problem.columns import Ints
 from optimizer.problem.instance import Objective

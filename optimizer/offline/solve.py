@@ -151,14 +151,12 @@ class _Solve:
             if self.best is not None and self.left_s < (1 - _POLICIES_PART) * self.time_limit_s:
                 break
             try:
-                self.by_policy[name] = self._offer(name, name)
+                self._offer(name, name)
             except PolicyError as error:
                 trouble = trouble or error
         if BASELINE not in self.by_policy:
             # Where nobody may be thrown out, first come first served has to look ahead.
-            value = self.offer_plan(self._first_come(), _SAFE_BASELINE)
-            if value is not None:
-                self.by_policy[_SAFE_BASELINE] = value
+            self.offer_plan(self._first_come(), _SAFE_BASELINE)
         if self.best is None:
             raise InputError(f"no policy can serve {self.instance.name}: {trouble}")
 
@@ -204,6 +202,8 @@ class _Solve:
         value = tuple(
             mean(value_of(s.metrics, s.instance.requests, goal) for s in simulations) for goal in self.goals
         )
+        if isinstance(chosen, str) or source == _SAFE_BASELINE:
+            self.by_policy[source] = value
         if self.best is None or _less(value, self.best.value):
             self.best = _Candidate(value, chosen, simulations[0], source, claimed)
             self._tell(source)

@@ -32,7 +32,7 @@ _ORDERS_PART = 0.2
 """Part of the time that orders may take."""
 _NEAR = 30
 """Exchanges are between requests at most so many starts apart."""
-_HEAT = 0.01
+_HEAT = 0.03
 """Starting temperature, in mean flow times."""
 _BATCH = 16
 """Exchanges between looks at the clock."""
