@@ -8,13 +8,15 @@ import numpy as np
 
 from optimizer.offline.packing import packed_order
 from optimizer.policies import make_policy, policy_names
-from optimizer.problem import Engine, Instance
+from optimizer.problem import Instance
 
 BASELINE = "vllm-v1"
 _FIRST = (BASELINE, "svf", "mc-sf", "lpt", "sorted-f", "sjf", "sarathi-serve", "fastgen")
 """Those that tell most, first; a large instance tries no others."""
 _MANY = 3000
 _LEAST_TOKENS = 16
+_SMALL = 40
+"""So few requests are worth any size of step and batch that is a sum of their own prompts."""
 
 
 def policies(instance: Instance) -> list[str]:
@@ -64,13 +66,19 @@ def orders(instance: Instance, seed: int, seats: int) -> dict[str, tuple[int, ..
     return {name: tuple(order.tolist()) for name, order in found.items()}
 
 
-def token_limits(engine: Engine) -> list[int]:
+def token_limits(instance: Instance) -> list[int]:
     """Give sizes of steps worth trying: where the step-time model changes its regime, and powers of two."""
+    engine, prompts = instance.engine, instance.requests.prompt_tokens
     budget = engine.max_num_batched_tokens
     ends = {regime.min_tokens - 1 for regime in engine.step_time.regimes}
     doublings = {_LEAST_TOKENS << k for k in range(budget.bit_length())}
     between = {3 * (_LEAST_TOKENS << k) // 2 for k in range(budget.bit_length())}
-    return sorted(size for size in ends | doublings | between if _LEAST_TOKENS <= size < budget)
+    least = _LEAST_TOKENS
+    if len(prompts) <= _SMALL:
+        least = 1
+        sums = np.cumsum(np.sort(prompts)).tolist() + np.cumsum(np.sort(prompts)[::-1]).tolist()
+        ends |= {*range(1, 2 * _LEAST_TOKENS), *prompts.tolist(), *sums}
+    return sorted(size for size in ends | doublings | between if least <= size < budget)
 
 
 def neighbours(order: tuple[int, ...], rng: np.random.Generator, reach: int) -> Iterator[tuple[int, ...]]:

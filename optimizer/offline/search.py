@@ -27,7 +27,10 @@ class OutOfTime(Exception):
 def grid(instance: Instance) -> dict[str, list[Any]]:
     """Give the values of each limit of a plan that are worth trying on an engine."""
     engine = instance.engine
-    sizes = token_limits(engine)
+    sizes = token_limits(instance)
+    # Small batches of prompts are no batches, unless there are only a few prompts.
+    whole = int(instance.requests.prompt_tokens.sum())
+    batches = [size for size in sizes if size >= min(1024, whole / 8)]
     few = [size for size in sizes if size < engine.max_num_seqs]
     shares = sorted(
         {max(1, round(engine.max_num_seqs * share)) for share in (0.25, 0.35, 0.5, 0.6, 0.75, 0.9)}
@@ -37,7 +40,7 @@ def grid(instance: Instance) -> dict[str, list[Any]]:
         "memory": ["peak-safe", "plain"],
         "step_tokens": [None, *sizes],
         "max_decodes": [None, *few],
-        "prefill_batch": [None, *(size for size in sizes if size >= 1024), engine.max_num_batched_tokens],
+        "prefill_batch": [None, *batches, engine.max_num_batched_tokens],
         "max_seqs": [None, *shares],
         "prefill_tokens": [None, *sizes],
     }
@@ -82,13 +85,6 @@ def sweep(evaluate: Evaluate, instance: Instance, seed: int) -> tuple[OrderPlan,
     improved = True
     while improved:
         improved = False
-        for field, choices in values.items():
-            base = best[0]
-            improved |= better(
-                base.model_copy(update={field: choice})
-                for choice in choices
-                if choice != getattr(base, field)
-            )
         # Few decodes at a time pay where prompts are computed ahead of them, in large steps: neither does alone.
         base = best[0].model_copy(update={"step_tokens": None, "memory": "plain"})
         improved |= better(
@@ -98,6 +94,13 @@ def sweep(evaluate: Evaluate, instance: Instance, seed: int) -> tuple[OrderPlan,
             for most in values["max_decodes"][1:]
             for seats in [None, *(s for s in values["max_seqs"][1:] if s > most)]
         )
+        for field, choices in values.items():
+            base = best[0]
+            improved |= better(
+                base.model_copy(update={field: choice})
+                for choice in choices
+                if choice != getattr(base, field)
+            )
         base = best[0]
         drawn = orders(instance, seed, base.max_decodes or base.max_seqs or seats)
         improved |= better(base.model_copy(update={"order": order}) for order in drawn.values())

@@ -174,7 +174,7 @@ def test_orders_name_every_request_once_and_limits_lie_within_the_budget() -> No
     instance = batch(25)
     for name, order in orders(instance, 0, 20).items():
         assert sorted(order) == list(range(25)), name
-    limits = token_limits(instance.engine)
+    limits = token_limits(instance)
     assert limits == sorted(set(limits))
     assert 16 in limits, "where the step time jumps"
     assert max(limits) < instance.engine.max_num_batched_tokens
