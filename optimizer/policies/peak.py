@@ -94,7 +94,8 @@ class PeakGuard:
     def _pair(self, request: int) -> tuple[float, float]:
         s = self._state
         generated = s.generated(request)
-        held = s.prompt_tokens[request] + generated
+        # The last token is sampled and never stored: when a request ends it holds one token fewer than it has.
+        held = s.prompt_tokens[request] + generated - 1
         remaining = max(s.length_guess(request) - generated, 1.0)
         if not s.is_decoding(request):
             remaining += self._prompt_steps(request) - 1  # the last step of its prompt gives the first token

@@ -107,7 +107,10 @@ def test_wrong_guesses_and_split_prompts_still_end(policy, instance):
 
 
 def naive_mc_sf(lengths, arrivals, memory):
-    """arXiv 2502.07115, round by round: a request started at round k holds s + j tokens at round k + j."""
+    """arXiv 2502.07115, round by round; a request started at round k holds s + j - 1 tokens at round k + j.
+
+    That is the paper's s + j with prompts of one token more: the last token is never stored.
+    """
     waiting, running, finish = set(range(len(lengths))), {}, {}
     now = 0
     while waiting or running:
@@ -119,7 +122,9 @@ def naive_mc_sf(lengths, arrivals, memory):
             ends = [start + lengths[j][1] for j, start in chosen.items()]
             held = [
                 sum(
-                    lengths[j][0] + end - start for j, start in chosen.items() if end <= start + lengths[j][1]
+                    lengths[j][0] + end - start - 1
+                    for j, start in chosen.items()
+                    if end <= start + lengths[j][1]
                 )
                 for end in ends
             ]
@@ -152,13 +157,13 @@ def test_mc_sf_equals_a_plain_program_of_the_paper(data):
 
 
 def test_mc_sf_stops_at_the_first_misfit():
-    """The second would make 55 of 51 tokens at 10 s, so it starts 4 s later; the third would fit and waits."""
-    simulation = run([(10, 10), (25, 12), (1, 13)], "mc-sf", kv_blocks=51)
+    """The second would make 53 of 49 tokens at 10 s, so it starts 4 s later; the third would fit and waits."""
+    simulation = run([(10, 10), (25, 12), (1, 13)], "mc-sf", kv_blocks=49)
     starts = {r: step.start_s for step in steps_of(simulation) for r, _ in step.prefill}
     assert (starts[0], starts[1]) == (0, 4)
     assert starts[2] > 4
-    assert first_service(run([(10, 10), (1, 13)], "mc-sf", kv_blocks=51)) == [0, 1]
-    assert len(steps_of(run([(10, 10), (1, 13)], "mc-sf", kv_blocks=51))[0].prefill) == 2
+    assert first_service(run([(10, 10), (1, 13)], "mc-sf", kv_blocks=49)) == [0, 1]
+    assert len(steps_of(run([(10, 10), (1, 13)], "mc-sf", kv_blocks=49))[0].prefill) == 2
 
 
 class Lengths:
