@@ -90,10 +90,7 @@ def noisy(name: str, limit_s: float) -> dict[str, Any]:
 
 def against_mc_sf(name: str, limit_s: float) -> dict[str, Any]:
     """Solve small ramps, beside MC-SF."""
-    case = _instance(name)
-    known = Instance(case.name, with_knowledge(case.requests, "exact"), case.engine)
-    mc_sf = float(simulate(known, "mc-sf").metrics.e2e_s.mean())
-    return plain(name, limit_s) | {"mc_sf": mc_sf}
+    return plain(name, limit_s) | {"mc_sf": float(simulate(_instance(name), "mc-sf").metrics.e2e_s.mean())}
 
 
 def measured_run(_: str, limit_s: float) -> dict[str, Any]:
@@ -200,6 +197,7 @@ def main(arguments: list[str] | None = None) -> None:
         prog="python -m tests.bench.offline", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument("--full", action="store_true", help="every instance of each row (some two hours)")
+    parser.add_argument("--count", type=int, help="so many instances of each row, instead")
     parser.add_argument("--only", default="", help="rows whose title contains this")
     parser.add_argument(
         "--json", type=Path, help="write what each instance gave; what is there already is not solved again"
@@ -211,7 +209,8 @@ def main(arguments: list[str] | None = None) -> None:
         if asked.only not in row.title:
             continue
         found = []
-        for name in row.names if asked.full else row.names[: row.quick]:
+        count = asked.count or (len(row.names) if asked.full else row.quick)
+        for name in row.names[:count]:
             key = f"{row.title}: {name}"
             if key not in done:
                 began = time.monotonic()
