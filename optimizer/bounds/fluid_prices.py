@@ -51,17 +51,13 @@ class Fluid:
     starts: Ints
     shares: Floats
 
-    def quantile(self, share: float) -> Ints:
-        """Give the round of each request by which this share of it, in (0, 1], has started."""
+    def quantile(self, share: float | Floats) -> Ints:
+        """Give the round of each request by which this share of it, in (0, 1], has started; shares one by one, too."""
         order = np.argsort(self.starts, axis=0, kind="stable")
         started = np.cumsum(np.take_along_axis(self.shares, order, 0), axis=0)
         row = np.minimum((started < share - 1e-9).sum(axis=0), len(order) - 1)
         every = np.arange(order.shape[1])
         return np.asarray(self.starts[order[row, every], every], np.int64)
-
-    def mean(self) -> Ints:
-        """Give the mean starting round of each request, rounded."""
-        return np.asarray(np.rint((self.starts * self.shares).sum(axis=0)), np.int64)
 
 
 def fluid_prices(

@@ -19,7 +19,6 @@ from optimizer.formulations.steps_trace import (
     arrivals,
     one_after_another,
     walk,
-    with_late_prompts,
 )
 from optimizer.formulations.steps_writer import StepsWriter, Values
 from optimizer.problem.instance import Instance
@@ -109,8 +108,6 @@ def build_steps(
                 f"the steps model knows no {setting}; replace it by false", field=f"engine.{setting}"
             )
     known = known or one_after_another(instance)
-    if WholeStepTime.of(instance.engine.step_time, 1).affine:
-        known = with_late_prompts(known, instance.engine.max_num_batched_tokens)
     weights, parts = _weights(instance, goal)
     ticks_time = WholeStepTime.of(instance.engine.step_time, 1)
     last = _last_moment(instance, ticks_time, goal, weights, walk(instance, known, ticks_time))

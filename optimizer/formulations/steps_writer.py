@@ -17,7 +17,6 @@ Values = Callable[[cp_model.LinearExprT], int]
 Stand = dict[str, Any]
 """The variables of one request in one step, by the names of `Standing`."""
 
-TOKENS = True
 _FLAGS = ("prefills", "decodes", "thrown_out", "keeps", "holds", "could_decode", "ready", "samples")
 
 
@@ -56,10 +55,8 @@ class StepsWriter:
         self.requests, self.steps = range(len(self.prompts)), range(steps)
         self.milestone = "started" if goal == "ttft" else "finished"
         self.stands: list[list[Stand]] = []
-        self.at: dict[tuple[int, int], Any] = {}
         self.again: dict[tuple[int, int], Any] = {}
         self.regimes: list[list[cp_model.IntVar]] = []
-        self.full: list[Any] = []
         self.tokens_out: list[list[list[Any]]] = []
 
     def write(self) -> None:
@@ -80,7 +77,6 @@ class StepsWriter:
         self._add_objective()
         self._add_again()
         self._add_work()
-        self._add_token_steps()
         self._hint()
 
     def read(self, value: Values) -> StepsPlan:
@@ -184,27 +180,6 @@ class StepsWriter:
                 m.add(v["thrown_out"] + v["samples"] <= 1)
         if not self.pauses:
             m.add(v["decodes"] == v["could_decode"]).only_enforce_if(self.used[k])
-        if self.time.affine:
-            self._leave_out_detours(i, k)
-
-    def _leave_out_detours(self, i: int, k: int) -> None:
-        """Where work costs the same in every step: prompts as late as the budget allows, decodes as soon as there is room.
-
-        A token of a prompt moved from one of its chunks to the next makes no step end later. A decode moved to the step
-        before makes only that one end later, which matters if somebody reaches a milestone in it.
-        """
-        m, v, budget = self.model, self.stands[i][k], self.engine.max_num_batched_tokens
-        m.add(self._tokens(k) >= budget * (v["prefills"] + v["keeps"] - v["could_decode"] - 1))
-        if not k:
-            return
-        last = self.stands[i][k - 1]
-        reasons = self.full[k - 1]
-        if self.goal != "makespan":
-            reasons = reasons + sum(
-                row[k - 1][self.milestone] - self._before(j, k - 1, self.milestone)
-                for j, row in enumerate(self.stands)
-            )
-        m.add(last["could_decode"] - last["decodes"] + v["decodes"] - 1 <= reasons)
 
     def _add_totals(self, i: int) -> None:
         """What must have happened by the end, and cannot have happened early."""
@@ -232,9 +207,6 @@ class StepsWriter:
     def _add_memory(self, k: int) -> None:
         """KV blocks, where they can run out at all."""
         m, b = self.model, self.engine.block_tokens
-        full = m.new_bool_var(f"full[{k}]")
-        m.add(self._tokens(k) >= self.engine.max_num_batched_tokens).only_enforce_if(full)
-        self.full.append(full)
         if sum(-(-peak // b) for peak in self.peaks) <= self.engine.kv_blocks:
             return
         for i, v in enumerate(self._at(k)):
@@ -242,11 +214,7 @@ class StepsWriter:
             m.add_linear_constraint(b * v["blocks"] - v["context"], 0, b - 1)
         # When all that counts is first tokens, the last steps may be left empty with KV still held.
         free = self.engine.kv_blocks if self.goal == "ttft" else self.engine.kv_blocks * self.used[k]
-        held = sum(v["blocks"] for v in self._at(k))
-        m.add(held <= free)
-        no_block = m.new_bool_var(f"no_block[{k}]")
-        m.add(held >= self.engine.kv_blocks).only_enforce_if(no_block)
-        self.full[k] = self.full[k] + no_block
+        m.add(sum(v["blocks"] for v in self._at(k)) <= free)
 
     def _add_time(self, k: int) -> None:
         """When a step starts and ends."""
@@ -419,29 +387,6 @@ class StepsWriter:
             (engine.max_num_batched_tokens, [p + o - 1 for p, o in sizes]),
         ):
             self.model.add(most * steps >= sum(map(mul, each, done)))
-
-    def _add_token_steps(self) -> None:
-        m, b = self.model, self.engine.block_tokens
-        intervals, demands = [], []
-        horizon = len(self.steps)
-        for i in self.requests:
-            tokens = 1 if self.goal == "ttft" else self.outputs[i]
-            for t in range(tokens):
-                self.at[i, t] = m.new_int_var(0, horizon - 1, f"at[{i},{t}]")
-                m.add(self.at[i, t] == sum(1 - self.tokens_out[i][k][t] for k in self.steps))
-            for t in range(tokens):
-                demands.append(-(-(self.prompts[i] + t) // b))
-                if t == tokens - 1:
-                    intervals.append(m.new_fixed_size_interval_var(self.at[i, t], 1, f"token[{i},{t}]"))
-                    continue
-                size = m.new_int_var(1, horizon, f"size[{i},{t}]")
-                end = m.new_int_var(1, horizon, f"free[{i},{t}]")
-                again = self.again[i, t]
-                m.add(size == 1).only_enforce_if(again)
-                m.add(end == self.at[i, t + 1]).only_enforce_if(~again)
-                m.add(end <= self.at[i, t + 1])
-                intervals.append(m.new_interval_var(self.at[i, t], size, end, f"token[{i},{t}]"))
-        m.add_cumulative(intervals, demands, self.engine.kv_blocks)
 
     def _add_again(self) -> None:
         m = self.model

@@ -11,15 +11,20 @@ import numpy as np
 from optimizer.bounds.fluid_prices import Fluid, fluid_prices
 from optimizer.certificates.prices import bounding_ramps
 from optimizer.offline.bounds import Bound, best_greedy, prices_bound, weighing
-from optimizer.problem import Instance
+from optimizer.problem import Instance, Schedule
 from optimizer.problem.columns import Ints
 from optimizer.problem.instance import Objective
-from optimizer.problem.plan import OrderPlan
+from optimizer.problem.plan import OrderPlan, Plan
 from optimizer.problem.ramps import Ramps
+from optimizer.solvers.models import solve_ramps
 from optimizer.solvers.ramp_large import ramp_large
 from optimizer.solvers.result import Incumbent, OnIncumbent
 
 _TELL_S = 2.0
+_SMALL = 100
+"""So many requests a model of them all can still be improved, or proved."""
+_SEARCH_PART = 0.3
+"""Part of the time that goes into the search before the model takes over."""
 _BOUND_PART = 0.35
 """Part of the time that prices may take: they start the search, too."""
 
@@ -31,12 +36,13 @@ class Run(Protocol):
     view: Instance
     goals: tuple[Objective, ...]
     seed: int
+    bound: Bound | None
 
     @property
     def left_s(self) -> float:
         """Seconds left."""
 
-    def offer_plan(self, plan: OrderPlan, source: str, claimed: float | None = None) -> object:
+    def offer_plan(self, plan: Plan, source: str, claimed: float | None = None) -> object:
         """Bring a plan."""
 
     def offer_bound(self, bound: Bound) -> None:
@@ -44,6 +50,9 @@ class Run(Protocol):
 
     def done(self) -> bool:
         """Whether the wanted gap is reached."""
+
+    def best_schedule(self) -> Schedule:
+        """The best schedule so far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +104,35 @@ def solve_rounds(run: Run, round_s: float) -> None:
         on_incumbent=_now_and_then(run, offer),
     )
     offer(best, "search")
+
+
+def _model(run: Run, rounds: Rounds, start: Ints, offer: Callable[[Ints, str], bool]) -> None:
+    """Go on with CP-SAT until the time is up, or it has proved an optimum."""
+    arrival_s = run.view.requests.arrival_s
+    # Arrivals within a round were moved to its end: then the model proves something of ramps, not of the instance.
+    whole = bool(np.allclose(rounds.ramps.arrival * rounds.round_s, arrival_s, rtol=0, atol=1e-9))
+
+    def prove(bound: float) -> None:
+        if whole:
+            value = bound / float(rounds.ramps.weight.sum()) * rounds.round_s
+            run.offer_bound(Bound(value, "CP-SAT", None))
+
+    solved = solve_ramps(
+        rounds.ramps,
+        known=start,
+        least=float(rounds.ramps.weight.sum()) * _proved(run) / rounds.round_s if whole else 0.0,
+        time_limit_s=max(0.1, run.left_s),
+        seed=run.seed,
+        on_bound=prove,
+    )
+    if solved.solution is not None:
+        offer(solved.solution, "ramps model")
+    if solved.bound is not None:
+        prove(solved.bound)
+
+
+def _proved(run: Run) -> float:
+    return 0.0 if run.bound is None else run.bound.value
 
 
 def _offerer(run: Run, rounds: Rounds) -> Callable[[Ints, str], bool]:

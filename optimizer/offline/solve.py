@@ -12,6 +12,7 @@ import numpy as np
 from optimizer.check import check
 from optimizer.errors import InputError, OptimizerError, PolicyError
 from optimizer.offline.bounds import LATENCIES, Bound, work_bound
+from optimizer.offline.exact import solve_small
 from optimizer.offline.heuristics import BASELINE, policies
 from optimizer.offline.objective import parse_objective, value_of
 from optimizer.offline.result import Limit, Progress, Result
@@ -19,7 +20,7 @@ from optimizer.offline.rounds import solve_rounds
 from optimizer.offline.scenarios import scenarios
 from optimizer.offline.search import OutOfTime, Value, anneal, sweep
 from optimizer.policies.plan import PlanPolicy
-from optimizer.problem import Instance
+from optimizer.problem import Instance, Schedule
 from optimizer.problem.gap import gap as gap_of
 from optimizer.problem.instance import Objective
 from optimizer.problem.plan import OrderPlan, Plan
@@ -136,6 +137,10 @@ class _Solve:
         try:
             if self.done():
                 return self._why_done()
+            if self.at_truth:
+                solve_small(self)
+            if self.done():
+                return self._why_done()
             round_s = equal_round_s(self.view) if self.at_truth else None
             if round_s is not None and self.goals[0] in LATENCIES:
                 solve_rounds(self, round_s)
@@ -189,6 +194,11 @@ class _Solve:
     def left_s(self) -> float:
         """Seconds left."""
         return self.start + self.time_limit_s - time.monotonic()
+
+    def best_schedule(self) -> Schedule:
+        """The best schedule so far; there is one once policies were tried."""
+        assert self.best is not None
+        return self.best.simulation.schedule
 
     def offer_plan(self, plan: Plan, source: str, claimed: float | None = None) -> Value | None:
         """Execute a plan; keep it if it is the best so far. None if it cannot be executed."""

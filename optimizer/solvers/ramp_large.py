@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 import time
-from itertools import product
+from collections.abc import Iterator
 from math import inf, log
 
 import numpy as np
@@ -24,12 +24,13 @@ from optimizer.solvers.ramp_greedy import ORDERS, by_area, greedy
 from optimizer.solvers.ramp_timeline import Timeline
 from optimizer.solvers.result import Incumbent, OnIncumbent
 
-_SHARES = (0.5, 0.35, 0.65, 0.2, 0.8, 0.05, 0.95)
-"""Of the fluid schedule: by when this share of a request has started is its place in an order."""
-_CHOICES = (1, 8, 2, 4, 16)
-"""Among how many requests next in the order a hole is filled."""
-_ORDERS_PART = 0.2
-"""Part of the time that orders may take."""
+_GOLDEN = (5**0.5 - 1) / 2
+_DRAWS = 8
+"""How many ways of spreading similar requests over the fluid's starts are tried."""
+_WAYS = ((1, None), (8, None), (1, 1.04), (1, 1.08), (2, None), (1, 1.06), (1, 1.15))
+"""Among how many requests next in the order a hole is filled, and by how much the fluid's starts are drawn out."""
+_FLUID_PART = 0.2
+"""Part of the time that starts from the fluid may take."""
 _NEAR = 30
 """Exchanges are between requests at most so many starts apart."""
 _HEAT = 0.03
@@ -41,7 +42,7 @@ _TURNS = {2: ((1, 0),), 3: ((1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))}
 """In which orders two or three are started again: always another one first."""
 
 
-def fill(ramps: Ramps, order: Ints, choice: int) -> Ints:
+def fill(ramps: Ramps, order: Ints, choice: int, release: Ints | None = None) -> Ints:
     """Start requests about in an order, each as soon as it fits, so that holes are filled.
 
     Parameters
@@ -53,6 +54,8 @@ def fill(ramps: Ramps, order: Ints, choice: int) -> Ints:
     choice
         Of so many requests next in the order, the one that fits soonest is started; of those that fit
         equally soon the one with the longest prompt.
+    release
+        Nobody starts before; None: the arrivals.
 
     Returns
     -------
@@ -71,12 +74,13 @@ def fill(ramps: Ramps, order: Ints, choice: int) -> Ints:
     [0, 2, 0]
     """
     timeline = Timeline(ramps)
+    first = (ramps.arrival if release is None else np.maximum(ramps.arrival, release)).tolist()
     start = np.zeros(len(ramps), np.int64)
     rest = iter(order.tolist())
     fits: dict[int, int] = {}
     while True:
         while len(fits) < choice and (i := next(rest, None)) is not None:
-            fits[i] = int(ramps.arrival[i])
+            fits[i] = first[i]
         if not fits:
             return start
         # What has been put in since can only have made it later.
@@ -135,16 +139,39 @@ def ramp_large(
     for order in ORDERS.values():
         if best.offer(greedy(ramps, order(ramps))):
             return best.start
-    orders = [by_area(ramps)]
-    if fluid is not None:
-        orders = [np.lexsort((ramps.area, fluid.quantile(share))) for share in _SHARES]
-    for choice, one in product(_CHOICES, orders):
-        if best.seconds() > _ORDERS_PART * time_limit_s:
-            break
-        if best.offer(fill(ramps, one, choice)):
+    for start in _first_schedules(ramps, fluid, seed):
+        if best.offer(start):
             return best.start
+        if best.seconds() > _FLUID_PART * time_limit_s:
+            break
     _anneal(ramps, best, time_limit_s, moves, seed)
     return best.start
+
+
+def _first_schedules(ramps: Ramps, fluid: Fluid | None, seed: int) -> Iterator[Ints]:
+    """Make schedules to begin with, from the fluid's starts or from the best simple order."""
+    if fluid is None:
+        for choice, _ in _WAYS[:2]:
+            yield fill(ramps, by_area(ramps), choice)
+        return
+    n = len(ramps)
+    rank = np.empty(n)
+    rank[np.lexsort((ramps.prompt, ramps.rounds))] = np.arange(n)
+    offset = random.Random(seed).random()
+    for number in range(_DRAWS):
+        # Similar requests are at different quantiles, evenly: together they then use what the fluid uses.
+        share = (rank * _GOLDEN + offset + number / _DRAWS) % 1
+        target = fluid.quantile(share)
+        order = np.lexsort((ramps.area, target))
+        for choice, drawn_out in _WAYS:
+            if drawn_out is None:
+                yield fill(ramps, order, choice)
+                continue
+            # A full cache answers every delay with a crowd later; with some room to spare delays die out.
+            release = ramps.arrival + ((target - ramps.arrival) * drawn_out).astype(np.int64)
+            state = _State(ramps, fill(ramps, order, choice, release), seed)
+            state.move_up()
+            yield np.array(state.start)
 
 
 class _Best:
