@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from optimizer.errors import InputError
+from optimizer.errors import InputError, PolicyError
 from optimizer.policies.plan import PlanPolicy
 from optimizer.problem import Instance
 from optimizer.problem.columns import Ints
@@ -130,9 +131,12 @@ def _goal(objective: Objective) -> StepsObjective:
 
 
 def _best_known(instance: Instance, goal: StepsObjective) -> StepsPlan:
-    """Give what the best of a few policies does when lengths are known."""
+    """Give what the best of a few policies does when lengths are known; not each can serve each engine."""
     view = dataclasses.replace(instance, requests=with_knowledge(instance.requests, "exact"))
-    schedules = [simulate(view, name).schedule for name in _STARTS]
+    schedules = []
+    for name in _STARTS:
+        with contextlib.suppress(PolicyError):
+            schedules.append(simulate(view, name).schedule)
     return StepsPlan.of_schedule(min(schedules, key=lambda schedule: _value(schedule, instance, goal)))
 
 

@@ -101,9 +101,7 @@ def best(instance, objective, *, preempt=True, hold=True):
                 sum(m[4] for m in step if m[1]),
             )
             after = tuple(move[3] for move in step)
-            more = sum(
-                weights[i] * (end - arrival[i]) for i in range(n) if milestone(state[i], after[i])
-            )
+            more = sum(weights[i] * (end - arrival[i]) for i in range(n) if milestone(state[i], after[i]))
             heapq.heappush(queue, (end, cost + more, next(ticket), after, (trail, step)))
     assert answer is not None
     return answer[0], _plan(answer[1])

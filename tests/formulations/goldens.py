@@ -7,9 +7,10 @@ import tempfile
 from pathlib import Path
 
 from optimizer.catalogue import catalogue_path
-from optimizer.formulations import chunks, hindsight, hybrid, packing
+from optimizer.formulations import chunks, hindsight, hybrid, packing, ramps
 from optimizer.formulations.stages import Stages
-from optimizer.problem import Engine, StepPiece, StepRegime, StepTime
+from optimizer.formulations.steps import build_steps
+from optimizer.problem import Engine, Instance, Requests, StepPiece, StepRegime, StepTime
 from optimizer.problem.ramps import Ramps
 
 FOLDER = catalogue_path("models") / "formulations"
@@ -32,6 +33,12 @@ def packing_toy() -> packing.Packing:
 
 def hindsight_toy() -> Ramps:
     return Ramps.of([2, 2, 1], [3, 3, 2], capacity=6, arrival=[0, 0, 1], seats=2)
+
+
+def steps_toy() -> Instance:
+    engine = Engine(name="toy", kv_blocks=5, block_tokens=1, step_time=StepTime.affine(base_s=1.0))
+    requests = Requests.from_columns({"prompt_tokens": [2, 2], "output_tokens": [3, 2]})
+    return Instance("two", requests, engine, "makespan")
 
 
 def chunks_toy() -> dict:
@@ -66,6 +73,8 @@ def exports() -> dict[str, str]:
         "packing.lp": lp(packing.build_milp(packing_toy()).problem),
         "packing.cpsat.txt": str(packing.build_cp(packing_toy()).model.proto),
         "hindsight.lp": lp(hindsight.build(hindsight_toy()).problem),
+        "ramps.cpsat.txt": str(ramps.build(hindsight_toy()).model.proto),
+        "steps.cpsat.txt": str(build_steps(steps_toy(), preempt=False).model.proto),
         "chunks.json": "".join(json.dumps({name: found}) + "\n" for name, found in chunks_toy().items()),
     }
 
