@@ -125,7 +125,9 @@ class Ramps:
         """Give the blocks in use by round, for starting rounds; rounds before the first start are in it."""
         end = int((start + self.rounds).max())
         change = np.zeros(end + 1, np.int64)
-        for p, o, t in zip(self.prompt.tolist(), self.rounds.tolist(), np.asarray(start).tolist(), strict=True):
+        for p, o, t in zip(
+            self.prompt.tolist(), self.rounds.tolist(), np.asarray(start).tolist(), strict=True
+        ):
             held = -(-(p + np.arange(o)) // self.block_tokens)
             change[t] += held[0]
             change[t + 1 : t + o] += np.diff(held)
@@ -150,8 +152,8 @@ class Ramps:
 def equal_round_s(instance: Instance) -> float | None:
     """Give the length of a round of an instance that is `Ramps` in seconds; None if its rounds are not equal.
 
-    They are where every step of the engine takes equally long, whole prompts fit beside all decodes into the token budget, and nothing
-    can be thrown out, shared, or delayed by a step.
+    They are where every step of the engine takes equally long, whole prompts fit beside all decodes into the token
+    budget, and nothing can be thrown out, shared, or delayed by a step.
 
     Examples
     --------
@@ -163,7 +165,9 @@ def equal_round_s(instance: Instance) -> float | None:
     """
     engine, requests = instance.engine, instance.requests
     bases = {piece.base_s for regime in engine.step_time.regimes for piece in regime.pieces}
-    rates = (v for regime in engine.step_time.regimes for piece in regime.pieces for k, v in piece if k != "base_s")
+    rates = (
+        v for regime in engine.step_time.regimes for piece in regime.pieces for k, v in piece if k != "base_s"
+    )
     if len(bases) > 1 or any(rates) or engine.preemption != "none":
         return None
     together = int(requests.prompt_tokens.sum()) if len(requests) <= engine.max_num_seqs else engine.kv_tokens

@@ -118,7 +118,8 @@ def solve_steps(
         message = f"slippage {value - claim:.3g} s"
     status = done.status
     if status in (Status.OPTIMAL, Status.FEASIBLE, Status.UNKNOWN):
-        status = Status.OPTIMAL if meets(value, bound) else Status.FEASIBLE
+        proved = status is Status.OPTIMAL and meets(value, bound)
+        status = Status.OPTIMAL if proved else Status.FEASIBLE
     return dataclasses.replace(done, status=status, value=value, bound=bound, solution=plan, message=message)
 
 
@@ -225,8 +226,8 @@ def solve_ramps(
         return dataclasses.replace(done, bound=bound)
     value = formulation.value_of(ramps, done.solution, objective, deadline)
     status = done.status
-    if status is not Status.FAILED:
-        status = Status.OPTIMAL if meets(value, bound) else Status.FEASIBLE
+    if status is Status.OPTIMAL and not meets(value, bound):
+        status = Status.FEASIBLE
     return dataclasses.replace(done, status=status, value=value, bound=bound)
 
 
