@@ -271,11 +271,8 @@ class PlanOrder(Policy):
     def _enough_to_begin(self, s: EngineState, spare: int) -> bool:
         """Whether so many prompts can be admitted now that the plan wants them begun."""
         batch = self.plan.prefill_batch
-        if (
-            batch is None
-            or s.prefilling
-            or s.num_decoding < min(self._most_decodes, 1 if not self.plan.max_decodes else UNLIMITED)
-        ):
+        busy = self._most_decodes if self.plan.max_decodes else 1
+        if batch is None or s.prefilling or s.num_decoding < busy:
             return True
         tokens = blocks = 0
         free, seats = s.free_blocks() - spare, self._seats - len(s.running) - len(s.leaving)
