@@ -1,37 +1,33 @@
-"""`steps`: every step of a small instance, for CP-SAT (mathematics: models/formulations/steps.md).
-
-The optimum is what the best schedule is worth that the simulator can be made to execute, with the engine's own step times.
-
-Sets        i in I requests; k in 0..K-1 steps; t in 1..o_i output tokens; r in R regimes of the step time, their pieces
-Data        p_i prompt tokens, o_i output tokens, a_i arrival, w_i weight, M blocks of b tokens, B seats, Q token budget
-Variables   n_ik prompt tokens computed; m_ik whether any, d_ik decode, x_ik thrown out before the step, s_ik prompt done,
-            y_itk token t is out by the end of step k; c_ik tokens of KV; u_k the step is used; S_k, E_k its start and end
-Objective   min E_K-1, or sum_i w_i (F_i - a_i), F_i = E_k of the step that puts out i's last (or first) token
-Constraints (1) states: a request is out, computes its prompt, may decode, or is done; what it does fits that
-            (2) sum_t y_itk = sum_t y_it,k-1 + d_ik + s_ik;  c_ik = c_i,k-1 - (all of it, if freed or thrown out) + n_ik + d_ik
-            (3) s_ik = 1 where c_ik reaches p_i + sum_t y_it,k-1: a prompt thrown out is computed with what it had put out
-            (4) sum_i ceil(c_ik / b) <= M;  sum_i (n_ik + d_ik) <= Q;  at most B hold KV
-            (5) E_k - S_k >= every piece of the regime in force;  S_k >= E_k-1;  S_k >= a_i m_ik
-            (6) redundant: steps and time up to a milestone hold the work done until then
-"""
+"""`steps`: the exact step-by-step model of a small instance, for CP-SAT (mathematics: models/formulations/steps.md)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
+from itertools import combinations
+from math import ceil
+from operator import mul
 
 from ortools.sat.python import cp_model
 
 from optimizer.errors import InputError
-from optimizer.formulations.steps_frame import Frame
-from optimizer.formulations.steps_time import to_seconds
-from optimizer.formulations.steps_trace import StepsObjective, one_after_another
+from optimizer.formulations.steps_time import Rates, WholeStepTime, choose_unit, to_seconds
+from optimizer.formulations.steps_trace import (
+    StepsObjective,
+    Trace,
+    arrivals,
+    one_after_another,
+    walk,
+)
 from optimizer.formulations.steps_writer import StepsWriter, Values
 from optimizer.problem.instance import Instance
 from optimizer.problem.plan import StepsPlan
 
-MOST_VARIABLES = 300_000
-"""A larger model is refused: it would take all memory, and never be solved."""
+MOST_STEPS = 2000
+"""A model of more steps than this is refused: it would not fit into memory, and never be solved."""
+
+_FINEST_WEIGHT = 10**6
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,30 +39,28 @@ class StepsModel:
     model
         Minimises whole units, with the known plan as a hint.
     read
-        Makes a plan of the values of a solution.
-    known
-        The plan that it starts from; no answer is worse.
+        Makes a `StepsPlan` of the values of a solution.
     seconds_per_unit
-        Makespan, or (weighted) mean latency or TTFT in seconds, per unit of the objective.
-    is_exact
-        Whether nothing was rounded. Otherwise every rate, arrival and weight was rounded down, times to `unit_s`: the
-        optimum is then a lower bound for the engine, and the replay of the plan tells what it is worth.
+        Of the objective: makespan, mean or weighted mean latency, mean TTFT, in seconds, is the objective times
+        this.
+    exact
+        Whether nothing was rounded. Otherwise every rate and arrival was rounded down to `unit_s`: the optimum is
+        then a lower bound for the engine, and the replay of the plan tells what it is worth.
     unit_s
-        Length of the unit of time.
+        Length of the unit.
     steps
         Steps that the model has room for; no better schedule has more.
     """
 
     model: cp_model.CpModel
     read: Callable[[Values], StepsPlan]
-    known: StepsPlan
     seconds_per_unit: float
-    is_exact: bool
+    exact: bool
     unit_s: float
     steps: int
 
 
-def build(
+def build_steps(
     instance: Instance,
     *,
     objective: StepsObjective | None = None,
@@ -87,7 +81,7 @@ def build(
     preempt
         Whether running requests may be thrown out and computed anew.
     hold
-        Whether requests that could decode may skip steps with their KV kept.
+        Whether running requests may skip steps with their KV kept.
 
     Raises
     ------
@@ -99,8 +93,8 @@ def build(
     >>> from optimizer.problem import Engine, Requests, StepTime
     >>> engine = Engine(name="toy", kv_blocks=9, block_tokens=1, step_time=StepTime.affine(base_s=1.0))
     >>> requests = Requests.from_columns({"prompt_tokens": [2, 2], "output_tokens": [3, 3]})
-    >>> built = build(Instance("two", requests, engine, "makespan"))
-    >>> built.steps, built.is_exact, built.unit_s
+    >>> built = build_steps(Instance("two", requests, engine, "makespan"))
+    >>> built.steps, built.exact, built.unit_s
     (6, True, 1.0)
     """
     goal = objective or instance.objective
@@ -114,21 +108,142 @@ def build(
                 f"the steps model knows no {setting}; replace it by false", field=f"engine.{setting}"
             )
     known = known or one_after_another(instance)
-    frame = Frame.of(instance, goal, known)
-    size = frame.steps * int((20 + instance.requests.output_tokens).sum())
-    if size > MOST_VARIABLES:
+    weights, parts = _weights(instance, goal)
+    ticks_time = WholeStepTime.of(instance.engine.step_time, 1)
+    last = _last_moment(instance, ticks_time, goal, weights, walk(instance, known, ticks_time))
+    unit, exact = choose_unit(instance.engine.step_time, arrivals(instance, 1), last)
+    time = WholeStepTime.of(instance.engine.step_time, unit)
+    trace = walk(instance, known, time)
+    last = _last_moment(instance, time, goal, weights, trace)
+    steps = _most_steps(instance, time, goal, last)
+    if steps > MOST_STEPS:
         raise InputError(
-            f"the steps model would have {frame.steps:,} steps and some {size:,} variables (most: {MOST_VARIABLES:,}); "
-            "give fewer or shorter requests, or a better known plan"
+            f"the model would have {steps} steps; give a better known plan, or fewer or shorter requests "
+            f"(most: {MOST_STEPS})"
         )
-    writer = StepsWriter(frame, preempt=preempt, hold=hold)
-    writer.write()
-    return StepsModel(
-        writer.model,
-        writer.read,
-        known,
-        to_seconds(1, frame.time.unit_ticks) / frame.parts,
-        frame.is_exact,
-        to_seconds(1, frame.time.unit_ticks),
-        frame.steps,
+    least = (
+        0 if goal == "makespan" else ceil(least_sum(instance, time, goal, weights, list(range(len(weights)))))
     )
+    written = StepsWriter(
+        instance,
+        time,
+        goal,
+        weights,
+        trace,
+        _earliest(instance, time, goal),
+        least,
+        last,
+        steps,
+        preempt,
+        hold,
+    )
+    written.write()
+    return StepsModel(
+        written.model,
+        written.read,
+        to_seconds(1, unit) / parts,
+        exact and parts == (1 if goal == "makespan" else sum(weights)),
+        to_seconds(1, unit),
+        steps,
+    )
+
+
+def _weights(instance: Instance, goal: StepsObjective) -> tuple[list[int], float]:
+    """Give whole weights, rounded down, and what the weighted sum is to be divided by."""
+    n, given = len(instance.requests), instance.requests.weight
+    if goal == "makespan":
+        return [1] * n, 1
+    if goal != "weighted-latency" or given is None:
+        return [1] * n, n
+    exact = [Fraction(str(weight)) for weight in given.tolist()]
+    scale = 1
+    while scale < _FINEST_WEIGHT and any((weight * scale).denominator > 1 for weight in exact):
+        scale *= 10
+    whole = [int(weight * scale) for weight in exact]
+    if min(whole) < 1:
+        row = whole.index(min(whole))
+        raise InputError(
+            f"request {instance.requests.name(row)} has weight {given[row]}; expected at least {1 / scale:g}: with "
+            "none at all it could wait for ever",
+            field="weight",
+        )
+    return whole, float(sum(exact) * scale)
+
+
+def _earliest(instance: Instance, time: WholeStepTime, goal: StepsObjective) -> list[tuple[int, int]]:
+    """Give of each request the steps that it takes at least to its milestone, and the moment of that."""
+    budget = instance.engine.max_num_batched_tokens
+    found = []
+    arrived = arrivals(instance, time.unit_ticks)
+    for (prompt, tokens), arrival in zip(_sizes(instance, goal), arrived, strict=True):
+        steps = -(-prompt // budget) + tokens - 1
+        found.append((steps, arrival + steps * time.least))
+    return found
+
+
+def _last_moment(
+    instance: Instance, time: WholeStepTime, goal: StepsObjective, weights: list[int], known: Trace
+) -> int:
+    """Give when the last milestone comes at the latest in a schedule that is no worse than the known one."""
+    moments = known.milestones(goal)
+    if goal == "makespan":
+        return max(moments)
+    total, everybody = sum(map(mul, weights, moments)), range(len(weights))
+    return max(
+        int(
+            (total - least_sum(instance, time, goal, weights, [i for i in everybody if i != last]))
+            // weights[last]
+        )
+        for last in everybody
+    )
+
+
+def least_sum(
+    instance: Instance, time: WholeStepTime, goal: StepsObjective, weights: list[int], some: list[int]
+) -> Fraction:
+    """Bound the weighted sum of the milestones of some requests from below, in units.
+
+    Of two requests, the one that reaches its milestone first has done all its work before both; and in its steps
+    the other one computes tokens, too, or is idle and then needs a step more for each.
+    """
+    sizes = _sizes(instance, goal)
+    earliest = _earliest(instance, time, goal)
+    best = Fraction(sum(weights[i] * earliest[i][1] for i in some))
+    for rates in time.floors():
+
+        def work(i: int, tokens: int, rates: Rates = rates) -> int:
+            return time.least_work(rates, sizes[i][0], tokens, again=True) if tokens > 0 else 0
+
+        def in_order(
+            first: int, second: int, base: int = rates.base, work: Callable[..., int] = work
+        ) -> Fraction:
+            steps, tokens = earliest[first][0], sizes[second][1]
+            # A step that the second one idles is shared out among all its pairs.
+            idle_or_work = min(
+                Fraction(2 * weights[second] * base * idle, len(some) - 1)
+                + weights[first] * work(second, min(tokens, steps - idle))
+                for idle in range(steps + 1)
+            )
+            return weights[second] * work(first, sizes[first][1]) + idle_or_work
+
+        own = sum(weights[i] * (2 * rates.base * earliest[i][0] + work(i, sizes[i][1])) for i in some)
+        pairs = (min(in_order(i, j), in_order(j, i)) for i, j in combinations(some, 2))
+        best = max(best, (own + sum(pairs, Fraction(0))) / 2)
+    return best
+
+
+def _most_steps(instance: Instance, time: WholeStepTime, goal: StepsObjective, last: int) -> int:
+    """Give how many steps can end by a moment by which all have reached their milestones."""
+    most = last // time.least
+    for rates in time.floors():
+        if rates.base:
+            work = sum(time.least_work(rates, *size, again=True) for size in _sizes(instance, goal))
+            most = min(most, (2 * last - work) // (2 * rates.base))
+    return most
+
+
+def _sizes(instance: Instance, goal: StepsObjective) -> list[tuple[int, int]]:
+    """Give the prompt of each request, and the tokens up to its milestone."""
+    outputs = instance.requests.output_tokens.tolist()
+    tokens = [1] * len(outputs) if goal == "ttft" else outputs
+    return list(zip(instance.requests.prompt_tokens.tolist(), tokens, strict=True))

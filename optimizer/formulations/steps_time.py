@@ -96,18 +96,18 @@ class WholeStepTime:
         )
 
     @property
-    def is_monotone(self) -> bool:
+    def monotone(self) -> bool:
         """Whether a step never becomes shorter by computing more."""
         return len(self.regimes) == 1
 
     @property
-    def is_affine(self) -> bool:
+    def affine(self) -> bool:
         """Whether one affine function gives the time of every step: then work costs the same in whatever step it is."""
-        return self.is_monotone and len(self.regimes[0].pieces) == 1
+        return self.monotone and len(self.regimes[0].pieces) == 1
 
     def recomputing_pays(self, contexts: range) -> bool:
         """Say whether computing a whole context anew may be cheaper than one decode with it."""
-        return not self.is_monotone or any(
+        return not self.monotone or any(
             self.decode(rates, context) > self.prefill(rates, context)
             for rates in self.regimes[0].pieces
             for context in contexts
@@ -133,7 +133,7 @@ class WholeStepTime:
 
         Of one regime they are all its pieces: the largest of them is the time.
         """
-        if self.is_monotone:
+        if self.monotone:
             return self.regimes[0].pieces
         chosen = {
             tuple(max(regime.pieces, key=lambda piece: (piece[rate], piece)) for regime in self.regimes)
