@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import fmean as mean
+from statistics import stdev
 
 import numpy as np
 
@@ -94,6 +95,8 @@ class _Candidate:
     """On the first scenario: the truth, where that is known."""
     source: str
     claimed: float | None
+    each: list[Value]
+    """By scenario."""
 
 
 class _Solve:
@@ -209,15 +212,27 @@ class _Solve:
 
     def _offer(self, chosen: Plan | str, source: str, claimed: float | None = None) -> Value:
         simulations = [self._execute(chosen, scenario) for scenario in self.scenarios]
-        value = tuple(
-            mean(value_of(s.metrics, s.instance.requests, goal) for s in simulations) for goal in self.goals
-        )
+        each = [
+            tuple(value_of(s.metrics, s.instance.requests, goal) for goal in self.goals) for s in simulations
+        ]
+        value = tuple(map(mean, zip(*each, strict=True)))
         if isinstance(chosen, str) or source == _SAFE_BASELINE:
             self.by_policy[source] = value
-        if self.best is None or _less(value, self.best.value):
-            self.best = _Candidate(value, chosen, simulations[0], source, claimed)
+        if self.best is None or _less(self._doubted(value, each), self.best.value):
+            self.best = _Candidate(value, chosen, simulations[0], source, claimed, each)
             self._tell(source)
-        return value
+            return value
+        return self._doubted(value, each)
+
+    def _doubted(self, value: Value, each: list[Value]) -> Value:
+        """Give a value with what a few scenarios leave open, so that luck with them is not taken for a better plan.
+
+        Twice the standard error of the difference to the best plan, scenario by scenario.
+        """
+        if self.best is None or len(each) == 1:
+            return value
+        apart = [own[0] - best[0] for own, best in zip(each, self.best.each, strict=True)]
+        return (value[0] + 2 * stdev(apart) / len(apart) ** 0.5, *value[1:])
 
     def _execute(self, chosen: Plan | str, instance: Instance) -> Simulation:
         # A policy keeps notes of a run: each run has one of its own.
@@ -308,7 +323,10 @@ class _Solve:
         spares = sorted(self.by_policy, key=lambda name: self.by_policy[name])
         for candidate in (
             best,
-            *(_Candidate(self.by_policy[n], self._named(n), best.simulation, n, None) for n in spares),
+            *(
+                _Candidate(self.by_policy[n], self._named(n), best.simulation, n, None, best.each)
+                for n in spares
+            ),
         ):
             try:
                 return candidate, self._execute(candidate.chosen, self.instance)
