@@ -81,6 +81,8 @@ def sweep(evaluate: Evaluate, instance: Instance, seed: int) -> tuple[OrderPlan,
     )
     if best is None:
         return None
+    # Whether prompts share steps with decodes comes before all limits: it is the other kind of engine.
+    better([best[0].model_copy(update={"mixing": "exclusive"})])
     values = grid(instance)
     improved = True
     while improved:
