@@ -243,7 +243,8 @@ class _Solve:
 
     def offer_bound(self, bound: Bound) -> None:
         """Keep a bound if it is the best so far."""
-        if self.bound is None or bound.value > self.bound.value:
+        # A solver's word for the same value does not replace a certificate.
+        if self.bound is None or bound.value > self.bound.value + _EQUAL * abs(self.bound.value):
             self.bound = bound
             self._tell(bound.by)
 
