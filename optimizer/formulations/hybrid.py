@@ -142,6 +142,7 @@ def _add_bins(problem: Any, pulp: Any, stages: Stages, v: _Names) -> None:
     for k in v.bins:
         used = pulp.lpSum(v.y[k])
         problem += used <= 1, f"one_level_{k}"
+        problem += used <= pulp.lpSum(v.x[i][k] for i in v.requests), f"some_prompt_{k}"
         problem += (
             pulp.lpSum(stages.prompt[i] * v.x[i][k] for i in v.requests)
             <= pulp.lpSum(tokens * v.y[k][level] for level, (tokens, _) in enumerate(stages.levels)),

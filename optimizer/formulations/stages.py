@@ -156,13 +156,15 @@ class Stages:
         Raises
         ------
         InputError
-            If a request is not prefilled once and decoded to its end, or a bin has more requests than clients, more
+            If a request is not prefilled once and decoded to its end, or a bin has no prompt, more requests than clients, more
             prompts than the largest level holds, or more KV than there is (each request counted to its end in the bin).
         """
         if sorted(i for one in bins for i in one.prefill) != list(range(len(self.prompt))):
             raise InputError("the plan does not prefill every request once")
         left: dict[int, int] = {}
         for k, one in enumerate(bins):
+            if not one.prefill:
+                raise InputError(f"bin {k} of the plan has no prompt; give its rounds to the bin before")
             left |= {i: self.output[i] for i in one.prefill}
             self.prefill_s(one.prefill)
             held = sum(

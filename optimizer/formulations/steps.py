@@ -24,8 +24,10 @@ from optimizer.formulations.steps_writer import StepsWriter, Values
 from optimizer.problem.instance import Instance
 from optimizer.problem.plan import StepsPlan
 
-MOST_STEPS = 2000
-"""A model of more steps than this is refused: it would not fit into memory, and never be solved."""
+MOST_VARIABLES = 50_000
+"""A model of more variables than this is refused: building it takes seconds, and it would never be solved."""
+_PER_REQUEST = 20
+"""Variables of a request in a step, beside one for each of its tokens."""
 
 _FINEST_WEIGHT = 10**6
 
@@ -107,6 +109,7 @@ def build_steps(
             raise InputError(
                 f"the steps model knows no {setting}; replace it by false", field=f"engine.{setting}"
             )
+    _refuse_if_large(max(tokens for _, tokens in _sizes(instance, goal)), instance)
     known = known or one_after_another(instance)
     weights, parts = _weights(instance, goal)
     ticks_time = WholeStepTime.of(instance.engine.step_time, 1)
@@ -116,11 +119,7 @@ def build_steps(
     trace = walk(instance, known, time)
     last = _last_moment(instance, time, goal, weights, trace)
     steps = _most_steps(instance, time, goal, last)
-    if steps > MOST_STEPS:
-        raise InputError(
-            f"the model would have {steps} steps; give a better known plan, or fewer or shorter requests "
-            f"(most: {MOST_STEPS})"
-        )
+    _refuse_if_large(steps, instance)
     least = (
         0 if goal == "makespan" else ceil(least_sum(instance, time, goal, weights, list(range(len(weights)))))
     )
@@ -146,6 +145,15 @@ def build_steps(
         to_seconds(1, unit),
         steps,
     )
+
+
+def _refuse_if_large(steps: int, instance: Instance) -> None:
+    size = steps * int((_PER_REQUEST + instance.requests.output_tokens).sum())
+    if size > MOST_VARIABLES:
+        raise InputError(
+            f"the model would have {steps:,} steps and some {size:,} variables; give fewer or shorter requests, "
+            f"or a better known plan (most: {MOST_VARIABLES:,})"
+        )
 
 
 def _weights(instance: Instance, goal: StepsObjective) -> tuple[list[int], float]:

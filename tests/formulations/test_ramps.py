@@ -41,7 +41,7 @@ def every_schedule(ramps: Ramps) -> list[np.ndarray]:
 @given(problems(), st.sampled_from(["latency", "makespan", "missed"]), st.data())
 def test_the_optimum_is_that_of_brute_force(ramps: Ramps, objective: str, data: st.DataObject) -> None:
     deadline = data.draw(st.lists(st.integers(1, 9), min_size=len(ramps), max_size=len(ramps)))
-    done = solve_ramps(ramps, objective=objective, deadline=deadline, workers=1, time_limit_s=20)
+    done = solve_ramps(ramps, objective=objective, deadline=deadline, workers=1, time_limit_s=120)
     best = min(value_of(ramps, start, objective, deadline) for start in every_schedule(ramps))
     assert done.status is Status.OPTIMAL
     assert done.value == best == done.bound

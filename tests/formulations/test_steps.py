@@ -65,7 +65,7 @@ def value(simulation, objective: str) -> float:
 @settings(deadline=None, max_examples=15)
 @given(instances())
 def test_no_policy_beats_it_and_its_plan_is_executed(instance: Instance) -> None:
-    done = solve_steps(instance, workers=1, time_limit_s=20)
+    done = solve_steps(instance, workers=1, time_limit_s=120)
     ran = simulate(instance, PlanPolicy(done.solution))
     assert check(ran.schedule, instance).ok
     assert value(ran, instance.objective) == pytest.approx(done.value)
@@ -90,8 +90,8 @@ def test_in_equal_rounds_it_is_ramps(lengths: list[tuple[int, int]], blocks: int
         name="e", kv_blocks=blocks, block_tokens=1, preemption="none", step_time=StepTime.affine(base_s=1.0)
     )
     instance = Instance("rounds", with_knowledge(requests, "exact"), engine, "mean-latency")
-    steps = solve_steps(instance, known=None, workers=1, time_limit_s=20)
-    ramps = solve_ramps(Ramps.from_instance(instance, 1.0), workers=1, time_limit_s=20)
+    steps = solve_steps(instance, known=None, workers=1, time_limit_s=120)
+    ramps = solve_ramps(Ramps.from_instance(instance, 1.0), workers=1, time_limit_s=120)
     assert steps.status is ramps.status is Status.OPTIMAL
     assert steps.value * len(lengths) == pytest.approx(ramps.value)
 
@@ -106,7 +106,7 @@ def test_card_one_of_the_paper() -> None:
         step_time=StepTime.affine(base_s=1.0),
     )
     requests = Requests.from_columns({"prompt_tokens": [8, 8], "output_tokens": [4, 1]})
-    done = solve_steps(Instance("two", requests, engine, "makespan"), workers=1, time_limit_s=20)
+    done = solve_steps(Instance("two", requests, engine, "makespan"), workers=1, time_limit_s=120)
     # 16 prompt tokens and 3 decodes on steps of 8: the first prompt, then the other beside the decodes.
     assert (done.status, done.value) == (Status.OPTIMAL, 4.0)
 

@@ -215,7 +215,7 @@ def test_highs_starts_where_it_is_told_to():
         for variable, value in zip(variables, values, strict=True):
             variable.setInitialValue(value)
     told = []
-    done = milp.run(problem, lambda value: value(end), on_incumbent=told.append, time_limit_s=0.2)
+    done = milp.run(problem, lambda value: value(end), on_incumbent=told.append, time_limit_s=2)
     assert told[0].value == pytest.approx(found.value)
     assert done.value <= found.value + 1e-6
 
@@ -229,7 +229,7 @@ def test_cp_starts_where_it_is_told_to():
         for variable, value in zip(variables, values, strict=True):
             model.add_hint(variable, value)
     told = []
-    cpsat.run(model, lambda value: value(end), on_incumbent=told.append, time_limit_s=1)
+    cpsat.run(model, lambda value: value(end), on_incumbent=told.append, time_limit_s=5)
     assert told[0].value == found.value
 
 
