@@ -86,11 +86,11 @@ def best_line(instance: Instance, target: Work) -> Line:
     problem = pulp.LpProblem("line", pulp.LpMaximize)
     # Rates of very different sizes: each is measured in what it contributes to the target.
     unit = [1.0 / max(amount, 1) for amount in target]
-    rates = [pulp.LpVariable(f"rate{x}", 0) for x in range(len(FIELDS))]
+    rates = [problem.add_variable(f"rate{x}", 0) for x in range(len(FIELDS))]
     problem += pulp.lpSum(rate for rate, amount in zip(rates, target, strict=True) if amount)
     weights = []
     for number, regime in enumerate(regimes(engine)):
-        own = [pulp.LpVariable(f"weight{number}_{i}", 0, 1) for i in range(len(regime.pieces))]
+        own = [problem.add_variable(f"weight{number}_{i}", 0, 1) for i in range(len(regime.pieces))]
         weights.append(own)
         problem += pulp.lpSum(own) == 1
         seconds = [[rate / TICKS_PER_SECOND for rate in piece] for piece in regime.pieces]

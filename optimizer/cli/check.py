@@ -23,6 +23,7 @@ def add_to(app: typer.Typer) -> None:
             "optimizer check s.json --instance i.json",
             "optimizer solve i.json --out solved",
             "optimizer check solved/certificate.json --instance i.json",
+            "optimizer check results/paper-200/certificate.json --instance gsm8k/paper-200",
         ),
     )(check)
 
@@ -37,11 +38,12 @@ def check(
         ),
     ],
     instance: Annotated[
-        Path,
+        str,
         typer.Option(
             "--instance",
-            metavar="FILE",
-            help="The instance in JSON, as solve, and --instance-out of simulate, write it.",
+            metavar="INSTANCE",
+            help="The instance in JSON, as solve, and --instance-out of simulate, write it; or the name of one that is "
+            "shipped, such as gsm8k/paper-200.",
         ),
     ],
 ) -> None:
@@ -56,18 +58,33 @@ def check(
     """
     from optimizer.certificates.document import SCHEMA
     from optimizer.check import check as judge
-    from optimizer.problem import Instance, Schedule
+    from optimizer.problem import Schedule
     from optimizer.problem.instance import read_json
 
     document = read_json(file)
     if isinstance(document, dict) and document.get("schema") == SCHEMA:
-        right = _certificate(document, Instance.read(instance), str(file))
+        right = _certificate(document, _instance(instance), str(file))
     else:
-        report = judge(Schedule.from_document(document, file=str(file)), Instance.read(instance))
+        report = judge(Schedule.from_document(document, file=str(file)), _instance(instance))
         print(report)
         right = report.ok
     if not right:
         raise typer.Exit(ANSWER_IS_NO)
+
+
+def _instance(file_or_name: str) -> Instance:
+    from optimizer.errors import InputError
+    from optimizer.problem import Instance
+    from optimizer.traces import instance, list_instances, near_shipped
+
+    if Path(file_or_name).exists():
+        return Instance.read(Path(file_or_name))
+    if file_or_name in list_instances():
+        return instance(file_or_name)
+    raise InputError(
+        f"there is no such file, and no instance of that name; {near_shipped(file_or_name)}",
+        file=file_or_name,
+    )
 
 
 def _certificate(document: Any, instance: Instance, file: str) -> bool:

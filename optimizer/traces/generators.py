@@ -113,14 +113,14 @@ def generate(
     return Requests.from_columns(columns, prefix=prefix)
 
 
-def _log_normal(rng: np.random.Generator, n: int, mean: float, median: float, most: int) -> Ints:
+def log_normal_lengths(rng: np.random.Generator, n: int, mean: float, median: float, most: int) -> Ints:
     """Draw whole numbers from 1 to `most` whose law, before rounding, has this mean and median."""
     sigma = np.sqrt(2 * np.log(mean / median))
     drawn = np.rint(np.exp(rng.normal(np.log(median), sigma, n)))
     return np.clip(drawn, 1, most).astype(np.int64)
 
 
-def _normal(rng: np.random.Generator, n: int, mean: float, deviation: float) -> Ints:
+def normal_lengths(rng: np.random.Generator, n: int, mean: float, deviation: float) -> Ints:
     """Draw whole numbers >= 1 from a normal law, drawn anew where it falls below."""
     drawn = rng.normal(mean, deviation, n)
     while (low := drawn < 0.5).any():
@@ -136,8 +136,8 @@ def chat(rng: np.random.Generator, n: int, max_tokens: int = 4096) -> Columns:
     because the prompts are first turns; that the law is log-normal is our choice. `max_tokens` clips both.
     """
     return {
-        "prompt_tokens": _log_normal(rng, n, 40.6, 11.0, max_tokens),
-        "output_tokens": _log_normal(rng, n, 85.3, 45.0, max_tokens),
+        "prompt_tokens": log_normal_lengths(rng, n, 40.6, 11.0, max_tokens),
+        "output_tokens": log_normal_lengths(rng, n, 85.3, 45.0, max_tokens),
     }
 
 
@@ -164,11 +164,11 @@ def mixed_long(
         raise InputError(f"{long_share}; expected a number from 0 to 1", field="long_share")
     if not 1 <= shortest <= longest:
         raise InputError(f"{shortest} to {longest} is no range of lengths", field="shortest")
-    short = _log_normal(rng, n, 40.6, 11.0, shortest)
+    short = log_normal_lengths(rng, n, 40.6, 11.0, shortest)
     long = rng.integers(shortest, longest, n, endpoint=True)
     return {
         "prompt_tokens": np.where(rng.random(n) < long_share, long, short),
-        "output_tokens": _log_normal(rng, n, 200.0, 120.0, 4096),
+        "output_tokens": log_normal_lengths(rng, n, 200.0, 120.0, 4096),
     }
 
 
@@ -182,8 +182,8 @@ def gsm8k_like(rng: np.random.Generator, n: int) -> Columns:
     (134 +- 75), are embedded with the questions as `gsm8k/gsm8k-1319`.
     """
     return {
-        "prompt_tokens": _normal(rng, n, 68.43, 25.04),
-        "output_tokens": _normal(rng, n, 344.83, 187.99),
+        "prompt_tokens": normal_lengths(rng, n, 68.43, 25.04),
+        "output_tokens": normal_lengths(rng, n, 344.83, 187.99),
     }
 
 
@@ -226,7 +226,7 @@ def shared_prefix(
     weights = 1 / np.arange(1, systems + 1)
     lengths = rng.integers(-(-system_tokens // 2), system_tokens * 3 // 2, systems, endpoint=True)
     chosen = rng.choice(systems, n, p=weights / weights.sum())
-    prompt = lengths[chosen] + _log_normal(rng, n, 120.0, 60.0, 4096)
+    prompt = lengths[chosen] + log_normal_lengths(rng, n, 120.0, 60.0, 4096)
     blocks, shared = prompt // block_tokens, lengths // block_tokens
     # A block that holds the end of the system prompt and the start of a question belongs to one request.
     first_own = int(shared.sum())
@@ -238,7 +238,7 @@ def shared_prefix(
     ids = np.where(common, bases[system] + place, first_own + np.cumsum(~common) - 1)
     return {
         "prompt_tokens": prompt,
-        "output_tokens": _log_normal(rng, n, 200.0, 120.0, 4096),
+        "output_tokens": log_normal_lengths(rng, n, 200.0, 120.0, 4096),
         "tenant": [f"system-{k}" for k in chosen.tolist()],
         "prefix": PrefixHashes(ids.astype(np.int64), starts, block_tokens),
     }

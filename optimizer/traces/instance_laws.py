@@ -15,7 +15,7 @@ from optimizer.errors import InputError
 from optimizer.problem import PrefixHashes, Requests
 from optimizer.problem.columns import Ints
 from optimizer.traces.formats import read_trace
-from optimizer.traces.generators import _log_normal, _normal, families, family_options, generate
+from optimizer.traces.generators import families, family_options, generate, log_normal_lengths, normal_lengths
 from optimizer.traces.ramp_families import ramp_family
 
 
@@ -142,8 +142,8 @@ def paper_clients(seed: int, n: int) -> Drawn:
     return Drawn(
         Requests.from_columns(
             {
-                "prompt_tokens": _normal(prompts, n, *_PAPER_PROMPT),
-                "output_tokens": _normal(outputs, n, *_PAPER_OUTPUT) + 1,
+                "prompt_tokens": normal_lengths(prompts, n, *_PAPER_PROMPT),
+                "output_tokens": normal_lengths(outputs, n, *_PAPER_OUTPUT) + 1,
             }
         )
     )
@@ -188,10 +188,10 @@ def conversations(
     # No later conversation has a turn before its start: what arrived up to there is complete.
     while sum(row[0] <= start for row in rows) < n:
         start += float(begin.exponential(turns / rate))
-        at, context = start, int(_log_normal(talk, 1, 400.0, 250.0, longest // 4)[0])
+        at, context = start, int(log_normal_lengths(talk, 1, 400.0, 250.0, longest // 4)[0])
         count = int(talk.geometric(1 / turns))
         questions, answers = (
-            _log_normal(talk, count, mean, median, longest // 4).tolist()
+            log_normal_lengths(talk, count, mean, median, longest // 4).tolist()
             for mean, median in ((120.0, 60.0), (200.0, 120.0))
         )
         for question, answer, thought_s in zip(

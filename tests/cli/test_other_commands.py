@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -32,6 +31,16 @@ def test_check_says_yes_or_names_the_rule(run, trace, tmp_path):
     assert bad.code == 1
     assert "finish" in bad.out
     assert "request 3" in bad.out
+
+
+def test_check_knows_the_instances_that_are_shipped(run, tmp_path):
+    assert run("bound", "toy/packing", "--certificate", "c.json").code == 0
+    assert run("check", "c.json", "--instance", "toy/packing").out.startswith(
+        "yes: no schedule has a makespan"
+    )
+    wrong = run("check", "c.json", "--instance", "toy/pakcing")
+    assert wrong.code == 2
+    assert "did you mean toy/packing" in wrong.err
 
 
 def test_policies_lists_every_one_with_a_line(run):
@@ -110,12 +119,17 @@ def test_the_shared_options_are_in_all(run, command, monkeypatch):
 
 
 def best_seconds(*command: str, times: int = 5) -> float:
-    """Wall time of the fastest of some runs: what the program needs, not what else the machine does."""
+    """CPU time of the fastest of some runs: what the program needs, not what else the machine does."""
+
+    def used() -> float:
+        children = os.times()
+        return children.children_user + children.children_system
+
     best = float("inf")
     for _ in range(times):
-        start = time.perf_counter()
+        start = used()
         subprocess.run([sys.executable, *command], check=True, capture_output=True)
-        best = min(best, time.perf_counter() - start)
+        best = min(best, used() - start)
     return best
 
 
@@ -183,7 +197,7 @@ def test_ctrl_c_during_a_simulation_writes_nothing(tmp_path):
 
 @pytest.mark.long
 def test_the_demo_prints_two_tables_and_a_solve_and_where_the_details_are(run, tmp_path):
-    ended = run("demo", "--out", "d", "--time-limit", 3)
+    ended = run("demo", "--out", "d", "--time-limit", 15)
     assert ended.code == 0, ended.out
     assert ended.out.count("TTFT p99") == 2
     assert "GSM8K" in ended.out
