@@ -29,7 +29,7 @@ from optimizer.problem.ramps import equal_round_s
 from optimizer.simulator import Simulation, simulate
 
 OnProgress = Callable[[Progress], None]
-_POLICIES_PART = 0.3
+_POLICIES_PART = 0.6
 """Part of the time that policies may take."""
 _SAFE_BASELINE = "fcfs, peak-safe"
 _EQUAL = 1e-9
