@@ -18,7 +18,7 @@ import numpy as np
 
 from optimizer.bounds.charges import Charges
 from optimizer.bounds.fluid_master import Knots, Master
-from optimizer.bounds.prices import Priced, Prices
+from optimizer.certificates.prices import Priced, Prices
 from optimizer.problem.columns import Floats, Ints
 from optimizer.problem.ramps import Ramps
 

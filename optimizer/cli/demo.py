@@ -11,8 +11,7 @@ from optimizer.cli.command import ANSWER_IS_NO, command
 from optimizer.cli.compare import present, progress_on_terminal, run_file
 from optimizer.cli.options import TimeLimit, whole
 from optimizer.cli.output import check_outputs, make_folder, write_json
-from optimizer.cli.solve import Outputs
-from optimizer.cli.solve_output import deliver, introduce, progress_lines
+from optimizer.cli.solve_output import Outputs, deliver, introduce, progress_lines
 
 if TYPE_CHECKING:
     from optimizer.problem import Instance

@@ -2,56 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
 from optimizer.cli.command import command
-from optimizer.cli.options import EngineOptions, InstanceOptions, OutFolder, Seed, SolveOptions
+from optimizer.cli.options import EngineOptions, InstanceOptions, Seed, SolveOptions
 from optimizer.cli.output import check_outputs
-from optimizer.cli.solve_output import deliver, introduce, progress_lines
-
-_PANEL = "Output"
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """What is written where."""
-
-    out: OutFolder = None
-    json: Annotated[
-        Path | None,
-        typer.Option("--json", metavar="FILE", rich_help_panel=_PANEL, show_default="DIR/solve.json",
-                     help="Where the result goes: primal, dual, gap, baseline, checked, limit, progress, plan, certificate."),
-    ] = None  # fmt: skip
-    schedule: Annotated[
-        Path | None,
-        typer.Option("--schedule", metavar="FILE", rich_help_panel=_PANEL, show_default="DIR/schedule.json",
-                     help="Where the schedule goes as it was executed, for optimizer check."),
-    ] = None  # fmt: skip
-    certificate: Annotated[
-        Path | None,
-        typer.Option("--certificate", metavar="FILE", rich_help_panel=_PANEL, show_default="DIR/certificate.json",
-                     help="Where the proof of the bound goes, for optimizer check."),
-    ] = None  # fmt: skip
-    instance_out: Annotated[
-        Path | None,
-        typer.Option("--instance-out", metavar="FILE", rich_help_panel=_PANEL, show_default="DIR/instance.json",
-                     help="Where the instance goes as it was solved, engine included: what optimizer check asks for."),
-    ] = None  # fmt: skip
-    plot: Annotated[
-        Path | None,
-        typer.Option("--plot", metavar="FILE", rich_help_panel=_PANEL, show_default="DIR/picture.png",
-                     help="Where the picture goes: batch, queue and KV cache over time, requests on their seats where "
-                     "these are few, and value and bound while it was solved (.png, .pdf or .svg; needs matplotlib)."),
-    ] = None  # fmt: skip
-    plan: Annotated[
-        Path | None,
-        typer.Option("--plan", metavar="FILE", rich_help_panel=_PANEL,
-                     help="Write the plan alone: what a policy would have to follow to make this schedule."),
-    ] = None  # fmt: skip
+from optimizer.cli.solve_output import Outputs, deliver, introduce, progress_lines
 
 
 def add_to(app: typer.Typer) -> None:

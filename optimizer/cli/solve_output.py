@@ -6,18 +6,19 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from optimizer.cli import INTERRUPTED
 from optimizer.cli.command import ANSWER_IS_NO
+from optimizer.cli.options import OutFolder
 from optimizer.cli.output import make_folder, say, terminal_width, write_json
 
 if TYPE_CHECKING:
     from optimizer.capacity import EngineCard
-    from optimizer.cli.solve import Outputs
     from optimizer.offline import Progress, Result
     from optimizer.problem import Instance
 
@@ -30,6 +31,7 @@ _MEANING = {
 }
 OnProgress = Callable[["Progress"], None]
 _ROUND_OFF = 1e-9
+_PANEL = "Output"
 _WHY = {
     "optimal": "proved optimal",
     "gap": "the wanted gap is reached",
@@ -37,6 +39,44 @@ _WHY = {
     "interrupted": "Ctrl-C",
     "exhausted": "nothing is left to try",
 }
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What is written where."""
+
+    out: OutFolder = None
+    json: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="FILE", rich_help_panel=_PANEL, show_default="DIR/solve.json",
+                     help="Where the result goes: primal, dual, gap, baseline, checked, limit, progress, plan, certificate."),
+    ] = None  # fmt: skip
+    schedule: Annotated[
+        Path | None,
+        typer.Option("--schedule", metavar="FILE", rich_help_panel=_PANEL, show_default="DIR/schedule.json",
+                     help="Where the schedule goes as it was executed, for optimizer check."),
+    ] = None  # fmt: skip
+    certificate: Annotated[
+        Path | None,
+        typer.Option("--certificate", metavar="FILE", rich_help_panel=_PANEL, show_default="DIR/certificate.json",
+                     help="Where the proof of the bound goes, for optimizer check."),
+    ] = None  # fmt: skip
+    instance_out: Annotated[
+        Path | None,
+        typer.Option("--instance-out", metavar="FILE", rich_help_panel=_PANEL, show_default="DIR/instance.json",
+                     help="Where the instance goes as it was solved, engine included: what optimizer check asks for."),
+    ] = None  # fmt: skip
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", metavar="FILE", rich_help_panel=_PANEL, show_default="DIR/picture.png",
+                     help="Where the picture goes: batch, queue and KV cache over time, requests on their seats where "
+                     "these are few, and value and bound while it was solved (.png, .pdf or .svg; needs matplotlib)."),
+    ] = None  # fmt: skip
+    plan: Annotated[
+        Path | None,
+        typer.Option("--plan", metavar="FILE", rich_help_panel=_PANEL,
+                     help="Write the plan alone: what a policy would have to follow to make this schedule."),
+    ] = None  # fmt: skip
 
 
 def introduce(instance: Instance, objective: str, *, known: str = "exact") -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from optimizer.bounds.fluid_master import Knots
 from optimizer.bounds.fluid_prices import Fluid, fluid_prices
-from optimizer.bounds.prices import price_bound
+from optimizer.certificates.prices import price_bound
 from optimizer.problem.ramps import Ramps
 from optimizer.solvers.ramp_greedy import by_area, greedy
 from optimizer.traces.ramp_families import ramp_family
