@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from optimizer.bounds.fluid_prices import Fluid, fluid_prices
+from optimizer.bounds.fluid_prices import fluid_prices
 from optimizer.bounds.lines import find_lines
 from optimizer.certificates import Verified, price_certificate, verify, work_certificate
 from optimizer.certificates.prices import Prices, bounding_ramps
@@ -69,13 +69,12 @@ def best_bound(instance: Instance, objective: Objective, time_limit_s: float = 2
     if objective in LATENCIES and equal_round_s(instance) is not None:
         ramps = weighing(bounding_ramps(instance), weighted=objective == "weighted-latency")
         fluid = fluid_prices(ramps, best_greedy(ramps), time_limit_s=time_limit_s)
-        found.append(prices_bound(instance, objective, fluid))
+        found.append(prices_bound(instance, objective, fluid.certificate))
     return max((bound for bound in found if bound is not None), key=lambda bound: bound.value, default=None)
 
 
-def prices_bound(instance: Instance, objective: Objective, fluid: Fluid) -> Bound:
+def prices_bound(instance: Instance, objective: Objective, prices: Prices) -> Bound:
     """Make prices a bound with a certificate."""
-    prices: Prices = fluid.certificate
     document = price_certificate(instance, objective, prices)
     return bound_of(verify(document, instance), document)
 

@@ -129,9 +129,7 @@ class Dominance:
         k, pair, other = judging[k[there]], pair[there], other[there]
         end, weight = now + self._ramps.rounds, self._ramps.weight
         full = weight * end
-        self._judge(
-            compared, groups, k, other, full[self._large[pair]] - full[self._small[pair]], until
-        )
+        self._judge(compared, groups, k, other, full[self._large[pair]] - full[self._small[pair]], until)
 
     def _judge(
         self, compared: _Compared, groups: _Groups, by: Ints, whom: Ints, more: Floats, until: float, *,
@@ -157,9 +155,7 @@ class Dominance:
             judge, judged = groups.judges[first[row] + place // width], low[row] + place % width
             self._compare(compared, judge, judged, more[row], same)
 
-    def _in_steps(
-        self, compared: _Compared, judges: Ints, judged: Ints, more: float, same: bool
-    ) -> None:
+    def _in_steps(self, compared: _Compared, judges: Ints, judged: Ints, more: float, same: bool) -> None:
         alive, cost = compared.alive, compared.cost
         judges, judged = judges[alive[judges]], judged[alive[judged]]
         # Those that cost and hold little stand for most.

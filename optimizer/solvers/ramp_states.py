@@ -72,7 +72,7 @@ class States:
     @property
     def waiting(self) -> Flags:
         """By request: whether it has not started."""
-        return self.end == NOT_STARTED
+        return np.asarray(self.end == NOT_STARTED)
 
 
 class Ring:
@@ -130,7 +130,7 @@ class Ring:
 
     def added(self, use: Words, request: Ints, start: int) -> Words:
         """Add a ramp to each row."""
-        return use + self.ramp[start % self._lanes, request]
+        return np.asarray(use + self.ramp[start % self._lanes, request])
 
     def fits(self, use: Words) -> Flags:
         """Say which rows stay within the capacity."""
@@ -140,7 +140,7 @@ class Ring:
         """Give the blocks used in a round."""
         word, shift = self._place(in_round)
         lane = (use[:, word] >> np.uint64(shift)) & np.uint64(2**self.lane - 1)
-        return lane.astype(np.int64) - self._nothing
+        return np.asarray(lane.astype(np.int64) - self._nothing)
 
     def leave(self, use: Words, in_round: int) -> None:
         """Empty the lane of a round that is over, for the round that follows the last one."""
@@ -157,7 +157,7 @@ class Ring:
         """Fill the rounds in which not even `least` blocks (by row) are left."""
         blocks = np.minimum(least, self.full).astype(np.uint64)[:, None]
         shut = (use + blocks * self.ones) & self.top
-        return use | (shut - (shut >> np.uint64(self.lane - 1)))
+        return np.asarray(use | (shut - (shut >> np.uint64(self.lane - 1))))
 
     def area(self, use: Words) -> Ints:
         """Give the sum over all lanes."""

@@ -25,7 +25,7 @@ from optimizer.solvers.ramp_guide import FORBIDDEN, Guide
 from optimizer.solvers.ramp_states import NOT_STARTED, Ring, States
 from optimizer.solvers.result import Incumbent, OnIncumbent
 
-_WIDTHS = (1_000, 10_000, 100_000, 500_000)
+WIDTHS = (1_000, 10_000, 100_000, 500_000)
 """A narrow search finds a better schedule soon, which keeps the next one small."""
 _BEFORE = 6
 """So many times the width may be left before dominance."""
@@ -72,7 +72,7 @@ def ramp_sweep(
     known: Ints,
     *,
     time_limit_s: float = 60.0,
-    widths: tuple[int, ...] = _WIDTHS,
+    widths: tuple[int, ...] = WIDTHS,
     on_incumbent: OnIncumbent[Ints] | None = None,
     on_bound: Callable[[float], object] | None = None,
 ) -> Swept:
@@ -177,7 +177,7 @@ class _Sweep:
         return (self.best - 1) * self._guide.unit
 
     def _bound(self, states: States, now: int) -> Floats:
-        return states.value + states.waiting @ self._guide.least[:, now]
+        return np.asarray(states.value + states.waiting @ self._guide.least[:, now])
 
     def _started(self, states: States, now: int) -> States:
         """Let each set of requests start that may: by number, so that each set comes up once."""
