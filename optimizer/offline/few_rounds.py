@@ -7,23 +7,14 @@ from optimizer.certificates.prices import Prices, bounding_ramps
 from optimizer.offline.bounds import Bound, prices_bound, weighing
 from optimizer.offline.rounds import Offer, Rounds, Run, now_and_then
 from optimizer.problem.columns import Ints
-from optimizer.problem.ramps import Ramps
 from optimizer.solvers.beside import Beside
 from optimizer.solvers.ramp_search import ramp_search
 from optimizer.solvers.ramp_sweep import WIDTHS, can_sweep, ramp_sweep
 
-FEW = 100
-"""So many requests the program of cliques can take, and the search can start anew at every move."""
 _HANDFUL = 24
 """So many the sweep has a chance to prove."""
 _FIRST_PART, _PRICES_PART = 0.02, 0.5
 """Parts of the time: of a first search, which prices and sweep begin with, and of what is left, for prices at most."""
-_MOST_STARTS = 60_000
-
-
-def is_few(ramps: Ramps, start: Ints) -> bool:
-    """Say whether a problem with a feasible schedule is small enough for what is here."""
-    return len(ramps) <= FEW and len(ramps) * int((start + ramps.rounds).max()) <= _MOST_STARTS
 
 
 def solve_few(run: Run, rounds: Rounds, start: Ints, offer: Offer) -> None:

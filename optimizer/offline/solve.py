@@ -12,9 +12,9 @@ import numpy as np
 
 from optimizer.check import check
 from optimizer.errors import InputError, OptimizerError, PolicyError
-from optimizer.offline.bounds import LATENCIES, Bound, best_greedy, work_bound
+from optimizer.offline.bounds import LATENCIES, Bound, best_greedy, is_few, work_bound
 from optimizer.offline.exact import solve_small
-from optimizer.offline.few_rounds import is_few, solve_few
+from optimizer.offline.few_rounds import solve_few
 from optimizer.offline.heuristics import BASELINE, policies
 from optimizer.offline.objective import parse_objective, value_of
 from optimizer.offline.result import Limit, Progress, Result

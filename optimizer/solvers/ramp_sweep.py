@@ -25,9 +25,9 @@ from optimizer.solvers.ramp_guide import FORBIDDEN, Guide
 from optimizer.solvers.ramp_states import NOT_STARTED, Ring, States
 from optimizer.solvers.result import Incumbent, OnIncumbent
 
-WIDTHS = (1_000, 10_000, 100_000, 500_000)
+WIDTHS = (1_000, 10_000, 600_000)
 """A narrow search finds a better schedule soon, which keeps the next one small."""
-_BEFORE = 6
+_BEFORE = 4
 """So many times the width may be left before dominance."""
 _ENDLESS = 2**13
 
