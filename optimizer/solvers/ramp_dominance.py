@@ -3,11 +3,9 @@
 One stands for another where whatever ends the other well ends it no worse:
 
 - the same have started, it has cost no more, and in each round in which anyone could still run it holds no more;
-- it has started one request more, and has cost no more than the other will have with that one started now;
-- in place of a request j it has started i, which is larger in prompt and rounds and weighs no less, and has cost
-  no more than the other if both exchanged their starts now: what ends the other ends it with j in the place of i.
+- it has started one request more, and has cost no more than the other will have with that one started now.
 
-Of two that stand for each other the first is kept. The latter two only ever drop one in which less has been started, so
+Of two that stand for each other the first is kept. The second rule only ever drops one in which less has been started, so
 none is dropped for the sake of one that is dropped for its own.
 """
 
@@ -74,10 +72,6 @@ class Dominance:
         self._ramps, self._ring = ramps, ring
         self._bit = np.array([1 << i for i in range(len(ramps))], np.uint64)
         self._first = -(-ramps.prompt // ramps.block_tokens)
-        o, p, w = ramps.rounds, ramps.prompt, ramps.weight
-        larger = (o[None, :] <= o[:, None]) & (p[None, :] <= p[:, None]) & (w[:, None] >= w[None, :])
-        larger &= (o[None, :] < o[:, None]) | (p[None, :] < p[:, None])
-        self._large, self._small = np.nonzero(larger)
 
     def drop(self, states: States, now: int, until: float) -> States:
         """Drop what another one stands for.
@@ -103,11 +97,11 @@ class Dominance:
             np.ones(len(states), np.bool_), self._ring.order_from(now),
         )  # fmt: skip
         groups = _groups(states.started, judges)
-        for pairs in (self._same, self._one_more, self._exchanged):
-            pairs(compared, groups, now, until)
+        self._same(compared, groups, until)
+        self._one_more(compared, groups, now, until)
         return states.take(compared.alive)
 
-    def _same(self, compared: _Compared, groups: _Groups, now: int, until: float) -> None:
+    def _same(self, compared: _Compared, groups: _Groups, until: float) -> None:
         k = np.flatnonzero((groups.judges_end > groups.judges_begin) & (groups.end - groups.begin > 1))
         self._judge(compared, groups, k, k, np.zeros(len(k)), until, same=True)
 
@@ -119,17 +113,6 @@ class Dominance:
         start = np.maximum(now, self._ramps.arrival[one])
         more = self._ramps.weight[one] * (start + self._ramps.rounds[one])
         self._judge(compared, groups, k, other, more, until)
-
-    def _exchanged(self, compared: _Compared, groups: _Groups, now: int, until: float) -> None:
-        judging = np.flatnonzero(groups.judges_end > groups.judges_begin)
-        started = groups.started[judging][:, None]
-        large, small = self._bit[self._large], self._bit[self._small]
-        k, pair = np.nonzero(((started & large) != 0) & ((started & small) == 0))
-        other, there = groups.find(groups.started[judging[k]] ^ large[pair] ^ small[pair])
-        k, pair, other = judging[k[there]], pair[there], other[there]
-        end, weight = now + self._ramps.rounds, self._ramps.weight
-        full = weight * end
-        self._judge(compared, groups, k, other, full[self._large[pair]] - full[self._small[pair]], until)
 
     def _judge(
         self, compared: _Compared, groups: _Groups, by: Ints, whom: Ints, more: Floats, until: float, *,
@@ -161,7 +144,7 @@ class Dominance:
         # Those that cost and hold little stand for most.
         rank = compared.area[judges] + 4.0 * self._ramps.capacity * cost[judges]
         judges = judges[np.argsort(rank, kind="stable")]
-        done, step = 0, _FIRST_STEP
+        done, step, top, word = 0, _FIRST_STEP, self._ring.top, compared.order[0]
         while done < len(judges) and len(judged):
             some = judges[done : done + step]
             done += step
@@ -170,6 +153,8 @@ class Dominance:
             may = (cost[some][:, None] <= cost[judged] + more) & (
                 compared.area[some][:, None] <= compared.lifted_area[judged]
             )
+            less = (compared.lifted[judged, word] | top) - compared.use[some, word][:, None]
+            may &= (less & top) == top
             a, b = np.nonzero(may)
             if len(a):
                 self._compare(compared, some[a], judged[b], np.full(len(a), more), same)

@@ -141,15 +141,17 @@ class _Sweep:
         """Search with a width; give the bound that it proves."""
         states, lost = self._nothing(), inf
         for now in range(len(self._guide.memory)):
+            # Of all that comes of these nothing is below their bounds.
+            least = float(self._bound(states, now).min())
             states = self._finished(self._started(states, now), now)
+            if time.monotonic() > self.until:
+                lost = min(lost, least)
+                break
             if not len(states) or self.stop:
                 break
             kept, bound = self._next_round(states, now)
             states, bound, lost = _narrow(states.take(kept), bound[kept], _BEFORE * width, lost)
             if not len(states):
-                break
-            if time.monotonic() > self.until:
-                lost = min(lost, float(bound.min()))
                 break
             if len(states) > 1:
                 states = self._dominance.drop(states, now + 1, self.until)
@@ -184,7 +186,7 @@ class _Sweep:
         charge, least = self._guide.charge[:, now], self._guide.least[:, now]
         generations, last = [states], np.full(len(states), -1)
         number = np.arange(len(self._ramps))
-        while len(states):
+        while len(states) and time.monotonic() <= self.until:
             waiting = states.waiting
             bound = (states.value + waiting @ least)[:, None] + (charge - least)
             may = waiting & (bound <= self._limit) & (number > last[:, None])
