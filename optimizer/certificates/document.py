@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from pydantic import Field, ValidationError
 
+from optimizer.certificates.cliques import Clique
 from optimizer.certificates.prices import Priced, Prices, price_bound_s
 from optimizer.certificates.step_lines import FIELDS, Line, proves, survives_preemption
 from optimizer.certificates.work import work_bound
@@ -71,6 +72,13 @@ class _Row(Frozen):
     prices: tuple[int, ...]
 
 
+class _Clique(Frozen):
+    requests: tuple[int, ...] = Field(min_length=1)
+    first: tuple[int, ...]
+    last: tuple[int, ...]
+    price: int
+
+
 class _Prices(Frozen):
     schema_: Literal["optimizer/certificate@1"] = Field(alias="schema")
     kind: Literal["prices"]
@@ -78,6 +86,7 @@ class _Prices(Frozen):
     objective: Literal["mean-latency", "weighted-latency"]
     denominator: int = Field(ge=1)
     rows: tuple[_Row, ...] = Field(min_length=1)
+    cliques: tuple[_Clique, ...] = ()
 
 
 def work_certificate(instance: Instance, objective: Objective, lines: Sequence[Line]) -> dict[str, Any]:
@@ -109,6 +118,15 @@ def price_certificate(instance: Instance, objective: Objective, prices: Prices) 
                 "prices": np.asarray(row.prices).tolist(),
             }
             for row in prices.rows
+        ],
+        "cliques": [
+            {
+                "requests": clique.requests.tolist(),
+                "first": clique.first.tolist(),
+                "last": clique.last.tolist(),
+                "price": clique.price,
+            }
+            for clique in prices.cliques
         ],
     }
 
@@ -193,9 +211,18 @@ def _verify_prices(document: dict[str, Any], instance: Instance, file: str | Non
     ]
     try:
         weighted = given.objective == "weighted-latency"
-        bound = price_bound_s(instance, Prices(rows, given.denominator), weighted=weighted)
+        cliques = [
+            Clique(
+                np.array(c.requests, np.int64),
+                np.array(c.first, np.int64),
+                np.array(c.last, np.int64),
+                c.price,
+            )
+            for c in given.cliques
+        ]
+        bound = price_bound_s(instance, Prices(rows, given.denominator, cliques), weighted=weighted)
     except (ValueError, OverflowError) as error:
-        raise InputError(f"proves nothing: {error}", file=file, field="rows") from None
+        raise InputError(f"proves nothing: {error}", file=file) from None
     return Verified(given.objective, bound, "prices")
 
 

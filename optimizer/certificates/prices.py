@@ -8,6 +8,9 @@ y_t >= 0 on these inequalities every schedule satisfies
 
 The identity gives the plain memory row, R = capacity; a table that is 1 above half of the capacity says that two such
 requests never meet; the table of ones says what the seats say. R is computed by a knapsack, never taken on trust.
+
+A clique of starts (`optimizer.certificates.cliques`) is an inequality across rounds, "at most one of these", and is priced
+likewise: its price is charged for each of its starts and is paid back once.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from fractions import Fraction
 
 import numpy as np
 
+from optimizer.certificates.cliques import Clique, check_clique
 from optimizer.problem import Instance
 from optimizer.problem.columns import Ints
 from optimizer.problem.ramps import Ramps
@@ -46,10 +50,11 @@ class Priced:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prices:
-    """A certificate: prices in units of 1 / `denominator`."""
+    """A certificate: prices of tables in rounds, and of cliques, in units of 1 / `denominator`."""
 
     rows: Sequence[Priced]
     denominator: int
+    cliques: Sequence[Clique] = ()
 
 
 def most(table: Ints | None, ramps: Ramps) -> int:
@@ -87,8 +92,8 @@ def price_bound(ramps: Ramps, certificate: Prices) -> Fraction:
     Raises
     ------
     ValueError
-        If a price or a table value is negative, the denominator is not positive, or a table has another length
-        than capacity + 1.
+        If a price or a table value is negative, the denominator is not positive, a table has another length
+        than capacity + 1, or a clique is none.
 
     Examples
     --------
@@ -103,8 +108,10 @@ def price_bound(ramps: Ramps, certificate: Prices) -> Fraction:
     if denominator < 1:
         raise ValueError("the denominator is not positive")
     last = max((len(row.prices) for row in certificate.rows), default=0)
+    last = max(last, 1 + max((int(clique.last.max()) for clique in certificate.cliques), default=-1))
     # Beyond the last price a later start costs more and saves nothing.
     horizon = max(last, int(ramps.arrival.max()))
+    of_cliques = _clique_charges(certificate.cliques, ramps, horizon)
     kinds, kind = np.unique(np.stack([ramps.prompt, ramps.rounds], axis=1), axis=0, return_inverse=True)
     tables = [_checked(row, ramps) for row in certificate.rows]
     rent = sum(
@@ -115,19 +122,21 @@ def price_bound(ramps: Ramps, certificate: Prices) -> Fraction:
     for request, k in enumerate(kind.ravel().tolist()):
         members.setdefault(k, []).append(request)
     starts = np.arange(horizon + 1)
-    total = Fraction(-rent, denominator)
+    total = Fraction(-rent - sum(clique.price for clique in certificate.cliques), denominator)
     for k, (prompt, rounds) in enumerate(kinds.tolist()):
         held = -(-(prompt + np.arange(rounds)) // ramps.block_tokens)
         charge = np.zeros(horizon + 1, np.int64)
         for table, row in zip(tables, certificate.rows, strict=True):
             charge = charge + _charge(row.prices, held if table is None else table[held], horizon)
-        own: dict[tuple[float, int], int] = {}
+        own: dict[tuple[float, int, int | None], int] = {}
         for request in members[k]:
-            key = (float(ramps.weight[request]), int(ramps.arrival[request]))
+            alone = request if request in of_cliques else None
+            key = (float(ramps.weight[request]), int(ramps.arrival[request]), alone)
             own[key] = own.get(key, 0) + 1
-        for (weight, arrival), count in own.items():
+        for (weight, arrival, alone), count in own.items():
             exact = Fraction(weight)
-            finish, paid = starts[arrival:] + rounds, charge[arrival:]
+            paid = charge if alone is None else _sum(charge, of_cliques[alone])
+            finish, paid = starts[arrival:] + rounds, paid[arrival:]
             scaled = exact.numerator * denominator
             if scaled * (horizon + rounds) >= _FITS or exact.denominator > 1:
                 finish, paid = finish.astype(object), paid.astype(object)
@@ -158,6 +167,28 @@ def _charge(prices: Ints, value: Ints, horizon: int) -> Ints:
     high, low = padded // _HALF, padded % _HALF
     parts = (np.correlate(part, value, mode="valid").astype(object) for part in (high, low))
     return np.asarray(next(parts) * _HALF + next(parts))
+
+
+def _clique_charges(cliques: Sequence[Clique], ramps: Ramps, horizon: int) -> dict[int, Ints]:
+    """Give what each request pays to cliques for each starting round 0..horizon, for requests in any."""
+    large = sum(clique.price for clique in cliques) >= _FITS // 2
+    change: dict[int, Ints] = {}
+    for clique in cliques:
+        check_clique(clique, ramps)
+        for request, first, last in zip(
+            clique.requests.tolist(), clique.first.tolist(), clique.last.tolist(), strict=True
+        ):
+            if request not in change:
+                change[request] = np.zeros(horizon + 1, object if large else np.int64)
+            change[request][first] += clique.price
+            change[request][last + 1] -= clique.price
+    return {request: np.cumsum(by_round) for request, by_round in change.items()}
+
+
+def _sum(one: Ints, other: Ints) -> Ints:
+    if int(one.max()) + int(other.max()) >= _FITS:
+        one = one.astype(object)
+    return one + other
 
 
 def bounding_ramps(instance: Instance) -> Ramps:

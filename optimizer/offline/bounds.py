@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from optimizer.bounds.fluid_prices import Fluid, fluid_prices
+from optimizer.bounds.clique_prices import clique_prices
+from optimizer.bounds.fluid_prices import fluid_prices
 from optimizer.bounds.lines import find_lines
 from optimizer.certificates import Verified, price_certificate, verify, work_certificate
 from optimizer.certificates.prices import Prices, bounding_ramps
@@ -19,6 +20,10 @@ from optimizer.solvers.ramp_greedy import ORDERS, greedy
 
 LATENCIES: tuple[Objective, ...] = ("mean-latency", "weighted-latency")
 """Objectives that prices on rounds bound."""
+
+_FEW = 100
+_MOST_STARTS = 60_000
+"""So many requests, and starts of them, the program of cliques can take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,16 +73,24 @@ def best_bound(instance: Instance, objective: Objective, time_limit_s: float = 2
     found = [work_bound(instance, objective)]
     if objective in LATENCIES and equal_round_s(instance) is not None:
         ramps = weighing(bounding_ramps(instance), weighted=objective == "weighted-latency")
-        fluid = fluid_prices(ramps, best_greedy(ramps), time_limit_s=time_limit_s)
-        found.append(prices_bound(instance, objective, fluid))
+        start = best_greedy(ramps)
+        if is_few(ramps, start):
+            prices = clique_prices(ramps, start, time_limit_s=time_limit_s).certificate
+        else:
+            prices = fluid_prices(ramps, start, time_limit_s=time_limit_s).certificate
+        found.append(prices_bound(instance, objective, prices))
     return max((bound for bound in found if bound is not None), key=lambda bound: bound.value, default=None)
 
 
-def prices_bound(instance: Instance, objective: Objective, fluid: Fluid) -> Bound:
+def prices_bound(instance: Instance, objective: Objective, prices: Prices) -> Bound:
     """Make prices a bound with a certificate."""
-    prices: Prices = fluid.certificate
     document = price_certificate(instance, objective, prices)
     return bound_of(verify(document, instance), document)
+
+
+def is_few(ramps: Ramps, start: Ints) -> bool:
+    """Say whether the program of cliques can take a problem, of which a feasible schedule is known."""
+    return len(ramps) <= _FEW and len(ramps) * int((start + ramps.rounds).max()) <= _MOST_STARTS
 
 
 def weighing(ramps: Ramps, *, weighted: bool) -> Ramps:

@@ -10,21 +10,19 @@ import numpy as np
 
 from optimizer.bounds.fluid_prices import Fluid, fluid_prices
 from optimizer.certificates.prices import bounding_ramps
-from optimizer.offline.bounds import Bound, best_greedy, prices_bound, weighing
+from optimizer.offline.bounds import Bound, prices_bound, weighing
 from optimizer.problem import Instance, Schedule
 from optimizer.problem.columns import Ints
 from optimizer.problem.instance import Objective
 from optimizer.problem.plan import OrderPlan, Plan
 from optimizer.problem.ramps import Ramps
-from optimizer.solvers.models import solve_ramps
 from optimizer.solvers.ramp_large import ramp_large
 from optimizer.solvers.result import Incumbent, OnIncumbent
 
+Offer = Callable[[Ints, str], bool]
+"""Brings starting rounds and what found them; says whether that is enough."""
+
 _TELL_S = 2.0
-_SMALL = 100
-"""So many requests a model of them all can still be improved, or proved."""
-_SEARCH_PART = 0.3
-"""Part of the time that goes into the search before the model takes over."""
 _BOUND_PART = 0.35
 """Part of the time that prices may take: they start the search, too."""
 
@@ -63,37 +61,41 @@ class Rounds:
     round_s: float
     arrival_s: float
     """Weighted mean of the arrivals."""
+    is_whole: bool
+    """Whether all arrive at the beginning of a round: what is proved of the ramps then holds for the instance."""
 
     @classmethod
     def of(cls, instance: Instance, round_s: float, *, weighted: bool) -> Rounds:
         """Read an instance whose rounds are equal."""
         ramps = weighing(Ramps.from_instance(instance, round_s), weighted=weighted)
-        return cls(ramps, round_s, float(np.average(instance.requests.arrival_s, weights=ramps.weight)))
+        arrival_s = instance.requests.arrival_s
+        whole = bool(np.allclose(ramps.arrival * round_s, arrival_s, rtol=0, atol=1e-9))
+        return cls(ramps, round_s, float(np.average(arrival_s, weights=ramps.weight)), whole)
 
     def latency_s(self, start: Ints) -> float:
         """Give the mean latency of starting rounds, by weight."""
-        return (
-            self.ramps.total_completion(start) / float(self.ramps.weight.sum()) * self.round_s
-            - self.arrival_s
-        )
+        return self.latency_of(self.ramps.total_completion(start))
+
+    def latency_of(self, total: float) -> float:
+        """Give the mean latency of a weighted sum of completion rounds."""
+        return total / float(self.ramps.weight.sum()) * self.round_s - self.arrival_s
 
 
-def solve_rounds(run: Run, round_s: float) -> None:
+def solve_many(run: Run, rounds: Rounds, start: Ints, offer: Offer) -> None:
     """Bring starting rounds and price bounds until the time is up or the gap is reached.
 
     Parameters
     ----------
     run
         A solve for the mean or the weighted latency.
-    round_s
-        Of `equal_round_s`.
+    rounds
+        Its view.
+    start
+        A feasible schedule to begin with.
+    offer
+        Brings starting rounds.
     """
-    weighted = run.goals[0] == "weighted-latency"
-    rounds = Rounds.of(run.view, round_s, weighted=weighted)
-    found = best_greedy(rounds.ramps)
-    offer = _offerer(run, rounds)
-    offer(found, "greedy")
-    fluid = _prices(run, found, weighted=weighted)
+    fluid = _prices(run, start)
     if run.done() or run.left_s <= 0:
         return
     best = ramp_large(
@@ -101,41 +103,12 @@ def solve_rounds(run: Run, round_s: float) -> None:
         time_limit_s=run.left_s,
         seed=run.seed,
         fluid=fluid,
-        on_incumbent=_now_and_then(run, offer),
+        on_incumbent=now_and_then(run, offer),
     )
     offer(best, "search")
 
 
-def _model(run: Run, rounds: Rounds, start: Ints, offer: Callable[[Ints, str], bool]) -> None:
-    """Go on with CP-SAT until the time is up, or it has proved an optimum."""
-    arrival_s = run.view.requests.arrival_s
-    # Arrivals within a round were moved to its end: then the model proves something of ramps, not of the instance.
-    whole = bool(np.allclose(rounds.ramps.arrival * rounds.round_s, arrival_s, rtol=0, atol=1e-9))
-
-    def prove(bound: float) -> None:
-        if whole:
-            value = bound / float(rounds.ramps.weight.sum()) * rounds.round_s
-            run.offer_bound(Bound(value, "CP-SAT", None))
-
-    solved = solve_ramps(
-        rounds.ramps,
-        known=start,
-        least=float(rounds.ramps.weight.sum()) * _proved(run) / rounds.round_s if whole else 0.0,
-        time_limit_s=max(0.1, run.left_s),
-        seed=run.seed,
-        on_bound=prove,
-    )
-    if solved.solution is not None:
-        offer(solved.solution, "ramps model")
-    if solved.bound is not None:
-        prove(solved.bound)
-
-
-def _proved(run: Run) -> float:
-    return 0.0 if run.bound is None else run.bound.value
-
-
-def _offerer(run: Run, rounds: Rounds) -> Callable[[Ints, str], bool]:
+def offerer(run: Run, rounds: Rounds) -> Offer:
     """Give a function that brings starts; it says whether that is enough."""
 
     def offer(start: Ints, source: str) -> bool:
@@ -146,7 +119,7 @@ def _offerer(run: Run, rounds: Rounds) -> Callable[[Ints, str], bool]:
     return offer
 
 
-def _now_and_then(run: Run, offer: Callable[[Ints, str], bool]) -> OnIncumbent[Ints]:
+def now_and_then(run: Run, offer: Offer) -> OnIncumbent[Ints]:
     """Bring a better schedule once in a while: to execute every one would take the time from the search."""
     told = run.left_s + _TELL_S
 
@@ -160,12 +133,12 @@ def _now_and_then(run: Run, offer: Callable[[Ints, str], bool]) -> OnIncumbent[I
     return tell
 
 
-def _prices(run: Run, start: Ints, *, weighted: bool) -> Fluid:
+def _prices(run: Run, start: Ints) -> Fluid:
     """Find prices, and bring the bounds that they prove; prices are on the true lengths, like every bound."""
-    ramps = weighing(bounding_ramps(run.instance), weighted=weighted)
+    ramps = weighing(bounding_ramps(run.instance), weighted=run.goals[0] == "weighted-latency")
 
     def prove(fluid: Fluid) -> bool:
-        run.offer_bound(prices_bound(run.instance, run.goals[0], fluid))
+        run.offer_bound(prices_bound(run.instance, run.goals[0], fluid.certificate))
         return run.done() or run.left_s <= 0
 
     return fluid_prices(ramps, start, time_limit_s=max(0.1, _BOUND_PART * run.left_s), on_bound=prove)

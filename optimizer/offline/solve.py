@@ -12,12 +12,13 @@ import numpy as np
 
 from optimizer.check import check
 from optimizer.errors import InputError, OptimizerError, PolicyError
-from optimizer.offline.bounds import LATENCIES, Bound, work_bound
+from optimizer.offline.bounds import LATENCIES, Bound, best_greedy, is_few, work_bound
 from optimizer.offline.exact import solve_small
+from optimizer.offline.few_rounds import solve_few
 from optimizer.offline.heuristics import BASELINE, policies
 from optimizer.offline.objective import parse_objective, value_of
 from optimizer.offline.result import Limit, Progress, Result
-from optimizer.offline.rounds import solve_rounds
+from optimizer.offline.rounds import Rounds, offerer, solve_many
 from optimizer.offline.scenarios import scenarios
 from optimizer.offline.search import OutOfTime, Value, anneal, sweep
 from optimizer.policies.plan import PlanPolicy
@@ -146,12 +147,18 @@ class _Solve:
                 return self._why_done()
             round_s = equal_round_s(self.view) if self.at_truth else None
             if round_s is not None and self.goals[0] in LATENCIES:
-                solve_rounds(self, round_s)
+                self._in_rounds(round_s)
             else:
                 self._search()
         except OutOfTime:
             pass
         return self._why_done()
+
+    def _in_rounds(self, round_s: float) -> None:
+        rounds = Rounds.of(self.view, round_s, weighted=self.goals[0] == "weighted-latency")
+        start, offer = best_greedy(rounds.ramps), offerer(self, rounds)
+        if not offer(start, "greedy"):
+            (solve_few if is_few(rounds.ramps, start) else solve_many)(self, rounds, start, offer)
 
     def _try_policies(self) -> None:
         trouble: OptimizerError | None = None
