@@ -27,7 +27,7 @@ from optimizer.simulator import simulate
 from optimizer.units import seconds, ticks
 
 # Those that keep the token budget: vLLM V0 and Orca compute a longer prompt at once.
-POLICIES = ("vllm-v1", "svf", "lpt", "srpt", "sarathi-serve", "past-future", "sorted-f")
+POLICIES = ("vllm-v1", "svf", "lpt", "srpt", "sarathi-serve", "fastgen", "sorted-f")
 
 
 @st.composite
