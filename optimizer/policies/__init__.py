@@ -12,6 +12,8 @@ from optimizer.policies import chunked as chunked
 from optimizer.policies import tensorrt_llm as tensorrt_llm
 from optimizer.policies import lightllm as lightllm
 from optimizer.policies import heuristics as heuristics
+from optimizer.policies import hybrid as hybrid
+from optimizer.policies import horizon as horizon
 from optimizer.policies.base import Policy as Policy
 from optimizer.policies.base import describe as describe
 from optimizer.policies.base import make_policy as make_policy
