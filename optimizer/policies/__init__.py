@@ -20,4 +20,7 @@ from optimizer.policies.base import make_policy as make_policy
 from optimizer.policies.base import options_of as options_of
 from optimizer.policies.base import policy_names as policy_names
 from optimizer.policies.base import register as register
+from optimizer.policies.base import register_later
 from optimizer.policies.mechanism import ChunkedPrefill as ChunkedPrefill
+
+register_later("rolling-horizon", "optimizer.online.policy")
