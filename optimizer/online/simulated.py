@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
 from optimizer.capacity.step_time import StepClock
-from optimizer.online.messages import Step
+from optimizer.online.horizon import RollingHorizon
+from optimizer.online.messages import Request, Step
 from optimizer.problem.engine import Engine
+from optimizer.problem.requests import Requests
 from optimizer.units import TICKS_PER_SECOND
 
 
@@ -72,3 +81,89 @@ class SimulatedEngine:
         for name in finished:
             self.drop(name)
         return took / TICKS_PER_SECOND, finished
+
+
+@dataclass
+class SimulatedServer:
+    """A serving loop around a simulated engine.
+
+    Attributes
+    ----------
+    horizon, engine, requests
+        Who decides, who computes, what arrives.
+    duration_s
+        Of the engine, after which it ends, whoever is still there.
+    speed
+        Seconds of the engine per second of the clock on the wall; 0: no waiting.
+    now_s
+        Of the engine.
+    """
+
+    horizon: RollingHorizon
+    engine: SimulatedEngine
+    requests: Requests
+    duration_s: float
+    speed: float
+    now_s: float = 0.0
+    step: Step | None = None
+    first_s: dict[str, float] = field(default_factory=dict)
+    ttft_s: list[float] = field(default_factory=list)
+    latency_s: list[float] = field(default_factory=list)
+    _next: int = 0
+
+    def run(self, frame: Callable[[], None]) -> None:
+        """Serve until the time is over; `frame` is called after every step."""
+        began = time.monotonic()
+        while self.now_s < self.duration_s:
+            self._arrive()
+            self._one_step()
+            if self.speed:
+                time.sleep(max(0.0, began + self.now_s / self.speed - time.monotonic()))
+            frame()
+
+    def _arrive(self) -> None:
+        """Submit who has arrived."""
+        r, n = self.requests, len(self.requests)
+        known = r.known
+        while self._next < n and r.arrival_s[self._next] <= self.now_s:
+            i = self._next
+            guess = None if known is None or known.mean is None else float(known.mean[i])
+            sigma = None if known is None or known.log_sigma is None else float(known.log_sigma[i])
+            prompt, output = int(r.prompt_tokens[i]), int(r.output_tokens[i])
+            admission = self.horizon.submit(
+                Request(r.name(i), prompt, predicted_tokens=guess, log_sigma=sigma), float(r.arrival_s[i])
+            )
+            if admission.status != "rejected":
+                self.engine.add(r.name(i), prompt, min(output, admission.max_output_tokens))
+            self._next += 1
+
+    def _one_step(self) -> None:
+        step = self.horizon.next_step(self.now_s)
+        if not step:
+            more = self._next < len(self.requests)
+            self.now_s = float(self.requests.arrival_s[self._next]) if more else self.duration_s
+            return
+        took, finished = self.engine.execute(step)
+        self.step = step
+        self.now_s += took
+        self._arrive()  # who came meanwhile is told of before the end of the step is
+        for name in dict.fromkeys(name for name, _ in step.prefill):
+            # The engine has forgotten who is finished already.
+            if name not in self.first_s and (name in finished or self.engine.has_output(name)):
+                self.first_s[name] = self.now_s
+        for name in self.horizon.observe(step, self.now_s, finished):
+            arrival = self._arrival(name)
+            self.ttft_s.append(self.first_s.pop(name, self.now_s) - arrival)
+            self.latency_s.append(self.now_s - arrival)
+
+    def _arrival(self, name: str) -> float:
+        return float(self.requests.arrival_s[int(name)])
+
+    def figures(self) -> dict[str, Any]:
+        """Give what the requests felt, in seconds."""
+        found: dict[str, Any] = {"finished": len(self.latency_s), "engine_s": self.now_s}
+        for name, values in (("ttft", self.ttft_s), ("latency", self.latency_s)):
+            for label, q in (("p50", 0.5), ("p99", 0.99)):
+                found[f"{name}_{label}_s"] = float(np.quantile(values, q)) if values else None
+            found[f"{name}_mean_s"] = float(np.mean(values)) if values else None
+        return found

@@ -106,7 +106,7 @@ class _Search:
         alone: _Candidate = (heuristic, (), Knobs(), "heuristic")
         self._best = alone
         try:
-            for proposals in (self._current, self._knobs, self._orders, self._model, self._neighbours):
+            for proposals in (self._current, self._orders, self._model, self._knobs, self._neighbours):
                 for order, knobs, by in proposals():
                     self._try(order, knobs, by)
         except _OutOfEffort:
@@ -173,7 +173,7 @@ class _Search:
     def _orders(self) -> Iterator[tuple[tuple[int, ...], Knobs, str]]:
         """The orders of scheduling theory: least output, smallest KV volume, longest first for throughput."""
         if self._objective == "fair":
-            raise _OutOfEffort  # shares decide the order
+            return  # shares decide the order
         rows, left = self._rollouts.waiting, self._rollouts.remaining
         keys: dict[str, Callable[[Any], float]] = {
             "shortest": lambda r: left(r) / r.weight,
@@ -188,7 +188,7 @@ class _Search:
     def _model(self) -> Iterator[tuple[tuple[int, ...], Knobs, str]]:
         """CP-SAT or the MILP, from the best order so far."""
         method = self._effort.method
-        if method == "search":
+        if method == "search" or self._objective == "fair":
             return
         behind = [row.serial for row in self._rollouts.waiting]
         known = list(self._best[1]) or behind
@@ -213,7 +213,7 @@ class _Search:
         """One request moved, from the best so far, until the effort is spent."""
         rng = np.random.default_rng(self._seed)
         n = len(self._rollouts.waiting)
-        while n > 1:
+        while n > 1 and self._objective != "fair":
             order = list(self._best[1]) or [row.serial for row in self._rollouts.waiting]
             # Near the head a move changes what is next; far behind it hardly matters.
             i, j = (min(len(order) - 1, int(rng.exponential(8.0))) for _ in range(2))
