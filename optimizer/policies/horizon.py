@@ -35,15 +35,16 @@ class Horizon(Policy):
 
     *Order.* By arrival, put back by the geometric mean of the expected work and `patience_s` (`place_s`), or more where
     all wait long. The share `exempt` of the requests, those with the longest prompts, stands behind all others: their
-    wait is not protected, which is what the 99th percentile allows. A prompt in progress gives way to one before it.
+    wait is not protected, which is what the 99th percentile allows; it can be ten times the others'. With `exempt` 0
+    everybody's is. A prompt in progress gives way to one before it.
 
     *Admission.* In order, while the KV that all may come to need stays in the cache at `confidence` (`kv_is_safe`),
     and up to the batch that decodes fastest (`best_batch`). Who is admitted and finds no blocks after all is the last
     in the order: it is thrown out and computed again.
 
     *Prompts.* Mixed steps take 1.3 times an efficient prompt step; up to 2.6 times when the oldest protected
-    request has waited as long as the longest 1 % of the recent past did. Prompts that would stall decodes for more
-    than twice their worth wait for company until they have waited as much as that costs (`StallCosts`).
+    request has waited as long as the longest 1 % of the recent past did. Prompts that would stall decodes for half as
+    long again as in company wait for it until they have waited as much as that costs (`StallCosts`).
 
     *Goodput* (`objective`). Whoever can still have the first token in time goes first, as many as can be (`in_time`).
     For them the decodes are stalled, on credit: every decoded token earns 0.65 of its TPOT level, all steps spend.

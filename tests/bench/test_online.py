@@ -10,7 +10,7 @@ import pytest
 from optimizer.simulator import simulate
 from tests.bench import online
 from tests.bench.online_cases import case
-from tests.bench.online_table import ERRORS, GOODPUT, HEURISTICS, SLO_RIVALS, half_width, table
+from tests.bench.online_table import ERRORS, GOODPUT, HEURISTICS, SLO_RIVALS, VARIANTS, half_width, table
 
 
 def test_the_half_width_is_students():
@@ -70,7 +70,7 @@ def test_what_is_there_is_not_run_again(tmp_path, capsys):
     done = {}
     policies = [name for name in online.policy_names() if name not in online.LEFT_OUT]
     for lengths in ERRORS:
-        for name in (*policies, GOODPUT):
+        for name in (*policies, *VARIANTS):
             done[f"gsm8k 4000 {lengths} 0 {name}"] = _figures(8.0, preemptions=1)
     done["gsm8k 4000 exact 0 hindsight"] = {"bound": 3.0, "best": 5.0, "by": "svf"}
     del done["gsm8k 4000 noise:0.5 0 vllm-v1"]
