@@ -65,6 +65,7 @@ class Advice:
         plan = planner.poll(now_s)
         if plan is not None:
             self._adopt(plan, now_s)
+            return  # one thing per step
         # Where not even two wait there is little to decide that the rule does not know.
         if self._state.waiting > 1 and planner.wants(now_s):
             seen = snapshot(self._state, self._order, self._rule, self.arrivals, now_s, factor, self._plan)

@@ -80,6 +80,7 @@ class ProcessPlanner:
         self._starting: threading.Thread | None = None
         self._inbox, self._outbox = Inbox(json.loads), Outbox(-1)
         self._posted: float | None = None
+        self._unsent: Snapshot | None = None
         self._has_answered = False
         self._next = 0.0
         self._back_off = _FIRST_BACK_OFF_S
@@ -104,18 +105,19 @@ class ProcessPlanner:
         self._posted = self._clock()
         self._next = self._posted + self._every_s
         self._solves += 1
-        try:
-            self._outbox.put(to_solver(snapshot))
-        except OSError:
-            self._deaths += 1
-            self._give_up()
+        self._unsent = snapshot
 
     def poll(self, now_s: float) -> WindowPlan | None:
         """Give a plan that has come, once; look after the process otherwise."""
         child = self._child
         if child is None or self._posted is None:
             return None
+        # To write a moment down takes as long as to look at it: that is for the next call of the loop.
+        unsent, self._unsent = self._unsent, None
         try:
+            if unsent is not None:
+                self._outbox.put(to_solver(unsent))
+                return None
             self._outbox.flush()
             assert child.stdout is not None
             piece = os.read(child.stdout.fileno(), 1 << 20)
@@ -217,7 +219,8 @@ class ProcessPlanner:
         self._back_off = min(2 * self._back_off, _LAST_BACK_OFF_S)
 
     def _kill(self) -> None:
-        child, self._child, self._posted = self._child, None, None
+        child, self._child = self._child, None
+        self._posted = self._unsent = None
         if child is None:
             return
         child.kill()

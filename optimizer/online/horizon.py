@@ -12,11 +12,11 @@ from types import TracebackType
 from typing import Any, Self
 
 from optimizer.errors import InputError
-from optimizer.online.lengths import Lengths
+from optimizer.online.lengths import DEFAULT, Lengths
 from optimizer.online.loop import Loop
 from optimizer.online.messages import Admission, Request, Step
 from optimizer.online.plan import Planner
-from optimizer.online.predictors import DEFAULT, Predictor
+from optimizer.online.predictors import Predictor
 from optimizer.online.rule import Levels, OnlineObjective
 from optimizer.online.stats import Latencies, SolverStats, Stats
 from optimizer.problem.engine import Engine
@@ -42,7 +42,8 @@ class RollingHorizon:
         `process`: in the background, started when it is first needed. None: the heuristic alone. Or a `Planner`.
     predictors
         Of output lengths, the preferred first: names (`given`, `tenant`, `bucketed`, `history`, `none`) or
-        objects (`optimizer.online.predictors.Predictor`).
+        objects (`optimizer.online.predictors.Predictor`, such as `optimizer.online.guesses.Oracle`). One that is worse
+        than the history of all lengths is dropped.
     max_waiting
         More requests than these are not taken in.
     confidence, patience_s, exempt, tbt_s, ttft_slo_s, tpot_slo_s
@@ -264,7 +265,12 @@ class RollingHorizon:
 
     @classmethod
     def restore(
-        cls, path: str | Path, *, solver: Planner | str | None = "process", engine_restarted: bool = False
+        cls,
+        path: str | Path,
+        *,
+        solver: Planner | str | None = "process",
+        predictors: Sequence[str | Predictor] = DEFAULT,
+        engine_restarted: bool = False,
     ) -> Self:
         """Read what `save` wrote.
 
@@ -272,8 +278,8 @@ class RollingHorizon:
         ----------
         path
             The file.
-        solver
-            As in the constructor.
+        solver, predictors
+            As in the constructor; predictors take up what those of their names had learned.
         engine_restarted
             Whether the engine's KV cache is lost: then whoever ran waits, and is computed anew.
 
@@ -284,7 +290,7 @@ class RollingHorizon:
         """
         from optimizer.online.saved import read
 
-        return read(cls, path, solver, engine_restarted)
+        return read(cls, path, solver, predictors, engine_restarted)
 
     def _moment(self, now_s: float) -> float:
         # Written so that no number at all is caught as well.

@@ -6,9 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from optimizer.errors import InputError
+from optimizer.online.guesses import Given
 from optimizer.online.messages import Request
-from optimizer.online.predictors import DEFAULT, History, Predictor, make_predictor
+from optimizer.online.predictors import Bucketed, History, NoPredictor, PerTenant, Predictor
 
+_KINDS: dict[str, type[Predictor]] = {
+    "given": Given,
+    "tenant": PerTenant,
+    "bucketed": Bucketed,
+    "history": History,
+    "none": NoPredictor,
+}
+DEFAULT = tuple(_KINDS)
+"""The preferred first."""
 _QUANTILES = (0.5, 0.9)
 _DROP, _TAKE_BACK = 1.05, 0.95
 _ENOUGH = 50
@@ -49,6 +59,13 @@ class Score:
         self.against += rate * (against - self.against)
         if self.requests >= _ENOUGH:
             self.dropped = self.loss > (_TAKE_BACK if self.dropped else _DROP) * self.against
+
+
+def make_predictor(name: str) -> Predictor:
+    """Build a predictor by its name: given, tenant, bucketed, history, none."""
+    if name not in _KINDS:
+        raise InputError(f"there is no predictor {name!r}; known are {', '.join(_KINDS)}", field="predictors")
+    return _KINDS[name]()
 
 
 def pinball(q: float, said: float, length: int) -> float:

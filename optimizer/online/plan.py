@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, cast, get_args
+from typing import Any, Protocol, cast, get_args
 
 from optimizer.errors import InputError
 from optimizer.online.rule import Knobs, Mode
@@ -53,7 +53,6 @@ class WindowPlan:
             "price": self.knobs.price,
             "chunk_tokens": self.knobs.chunk_tokens,
             "mode": self.knobs.mode,
-            "max_seqs": self.knobs.max_seqs,
             "made_s": self.made_s,
             "value": self.value,
             "heuristic_value": self.heuristic_value,
@@ -88,15 +87,14 @@ class WindowPlan:
         if not isinstance(starts, list) or len(starts) != len(order):
             raise InputError("this is no plan: start_s is not one moment per request")
         mode = document.get("mode")
-        limits = {name: document.get(name) for name in ("chunk_tokens", "max_seqs")}
-        for name, limit in limits.items():
-            if limit is not None and not (type(limit) is int and limit > 0):
-                raise InputError(f"this is no plan: {name} is {limit!r}")
+        chunk = document.get("chunk_tokens")
+        if chunk is not None and not (type(chunk) is int and chunk > 0):
+            raise InputError(f"this is no plan: chunk_tokens is {chunk!r}")
         if mode not in get_args(Mode):
             raise InputError(f"this is no plan: mode is {mode!r}")
         names = ("price", "made_s", "value", "heuristic_value", "seconds")
         numbers = {name: _number(document.get(name), name) for name in names}
-        knobs = Knobs(_at_least_0(numbers.pop("price")), mode=cast("Mode", mode), **limits)
+        knobs = Knobs(_at_least_0(numbers.pop("price")), chunk, cast("Mode", mode))
         return cls(
             tuple(order),
             tuple(_number(start, "start_s") for start in starts),
@@ -142,6 +140,3 @@ class Planner(Protocol):
 
     def close(self) -> None:
         """End whatever it runs."""
-
-
-Freshness = Literal["plan", "stale-plan"]

@@ -7,15 +7,10 @@ some tokens are out. A predictor that has nothing to say about a request says No
 from __future__ import annotations
 
 from collections import OrderedDict
-from math import exp, log, sqrt
-from statistics import NormalDist
 from typing import Protocol
 
 from optimizer.online.messages import Request
 from optimizer.online.recent import Recent
-
-_NORMAL = NormalDist()
-_LEAST = 1e-6
 
 
 class Predictor(Protocol):
@@ -184,105 +179,3 @@ class PerTenant(_ByKind):
         """Remember in the history of the tenant, if there is one."""
         if request.tenant:
             super().observe(request, length)
-
-
-class Given:
-    """The prediction that comes with the request, as a log-normal law that is learned.
-
-    The logarithm of the length is regressed on that of the prediction: where predictions are noisy, lengths lie nearer to
-    their mean than predictions do, and biased ones are off by a factor.
-
-    Parameters
-    ----------
-    log_sigma
-        Spread to start from, where the request names none.
-    memory
-        Over how many requests the law is learned.
-
-    Examples
-    --------
-    >>> given = Given()
-    >>> request = Request("a", 10, predicted_tokens=100.0, log_sigma=0.5)
-    >>> round(given.quantile(request, 0, 0.5)), round(given.quantile(request, 150, 0.5))
-    (100, 187)
-    """
-
-    name = "given"
-    _prior = 30.0
-    """Requests that the belief in predictions as they are is worth."""
-
-    def __init__(self, log_sigma: float = 0.7, memory: int = 1000) -> None:
-        self._memory = memory
-        self._seen = 0
-        self._mean = self._bias = self._spread = self._shared = 0.0
-        self._variance = log_sigma**2
-
-    def quantile(self, request: Request, generated: int, q: float) -> float | None:
-        """Give a quantile of the law, given that the output is longer than what is out."""
-        if request.predicted_tokens is None:
-            return None
-        mu, sigma = self._centre(log(max(request.predicted_tokens, 1.0))), self._sigma(request)
-        if not generated:
-            return max(1.0, exp(mu + sigma * _NORMAL.inv_cdf(q)))
-        below = _NORMAL.cdf((log(generated) - mu) / sigma)
-        # Far beyond all that was predicted the law says nothing: up to half as much again.
-        if below > 1 - _LEAST:
-            return generated * (1 + 0.5 * q) + 1
-        return max(generated + 1.0, exp(mu + sigma * _NORMAL.inv_cdf(below + q * (1 - below))))
-
-    def _centre(self, x: float) -> float:
-        """Give the median of the logarithm of the length where that of the prediction is x."""
-        n, prior = self._seen, self._prior
-        slope = (prior + n * self._shared) / (prior + n * self._spread)
-        return x + self._bias * n / (n + prior) + (slope - 1) * (x - self._mean if n else 0.0)
-
-    def _sigma(self, request: Request) -> float:
-        if request.log_sigma is None or self._seen >= 2 * self._prior:
-            return max(sqrt(self._variance), 0.01)
-        return max(request.log_sigma, 0.01)
-
-    def observe(self, request: Request, length: int) -> None:
-        """Learn from a length."""
-        if request.predicted_tokens is None:
-            return
-        x, y = log(max(request.predicted_tokens, 1.0)), log(length)
-        error = y - self._centre(x)
-        self._seen = min(self._seen + 1, self._memory)
-        self._variance += (error * error - self._variance) / (self._seen + self._prior)
-        rate = 1 / self._seen
-        dx, dy = x - self._mean, y - self._mean - self._bias
-        self._mean += rate * dx
-        self._bias += rate * (y - x - self._bias)
-        self._spread += rate * ((1 - rate) * dx * dx - self._spread)
-        self._shared += rate * ((1 - rate) * dx * dy - self._shared)
-
-    def to_document(self) -> object:
-        """Give what it has learned."""
-        return [self._seen, self._mean, self._bias, self._spread, self._shared, self._variance]
-
-    def load(self, document: object) -> None:
-        """Take it up."""
-        assert isinstance(document, list)
-        self._seen = int(document[0])
-        numbers = [float(value) for value in document[1:]]
-        self._mean, self._bias, self._spread, self._shared, self._variance = numbers
-
-
-_KINDS: dict[str, type] = {
-    "none": NoPredictor,
-    "history": History,
-    "bucketed": Bucketed,
-    "tenant": PerTenant,
-    "given": Given,
-}
-DEFAULT = ("given", "tenant", "bucketed", "history", "none")
-
-
-def make_predictor(name: str) -> Predictor:
-    """Build a predictor by its name: given, tenant, bucketed, history, none."""
-    from optimizer.errors import InputError
-
-    if name not in _KINDS:
-        raise InputError(f"there is no predictor {name!r}; known are {', '.join(_KINDS)}", field="predictors")
-    predictor: Predictor = _KINDS[name]()
-    return predictor

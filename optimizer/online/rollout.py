@@ -122,11 +122,9 @@ class Rollouts:
         self.waiting = [self._row(values) for values in seen["waiting"]]
         self._recent = [self._row(values) for values in seen["recent"]]
         self._rate, hidden = float(seen["rate"]), int(seen["hidden"])
-        self._behind = min(hidden, _MOST_DRAWN) if self._recent else 0
-        self.hidden = hidden - self._behind
-        """Waiting requests of which nothing is shown: all they feel of a plan is how fast the others are done."""
-        self.to_come = self._rate * window_s
-        """Requests that are expected after the window, for as long again."""
+        self._drawn_behind = min(hidden, _MOST_DRAWN) if self._recent else 0
+        self.behind = hidden - self._drawn_behind + self._rate * window_s
+        """Requests that come after those of a run: waiting ones of which nothing is shown, and a window's arrivals."""
         rng = np.random.default_rng(seed)
         self._chosen_by = [self._draw(rng, window_s) for _ in range(scenarios)]
         self._kept = [self._draw(rng, window_s) for _ in range(scenarios)]
@@ -158,7 +156,7 @@ class Rollouts:
         last = max((row.key for row in self.waiting), default=0.0)
         now, until = self.now_s, self.now_s + window_s
         for number in range(_MOST_DRAWN):
-            comes = number >= self._behind
+            comes = number >= self._drawn_behind
             if comes:
                 now += rng.exponential(1 / self._rate) if self._rate > 0 else math.inf
             if now > until or not self._recent:
@@ -338,7 +336,7 @@ class _Run:
         now, begin, objective = self._now, self._r.now_s, self._r.objective
         if objective == "throughput":
             return now - begin
-        total = missed = tokens = delayed = 0.0
+        total = missed = 0.0
         pace = max(now - begin, 1e-3) / max(self.state.clock, 1)
         for serial, row in self._rows.items():
             length = self._truth[serial]
@@ -346,19 +344,15 @@ class _Run:
             if end is None:
                 end = now + pace * (length - row.known + row.prompt)
             total += row.weight * (end - row.arrival_s)
-            tokens += length
-            delayed += length * (end - begin)
             if objective == "goodput":
                 missed += self._misses(row, end)
         if objective == "goodput":
             return missed + 1e-6 * total
-        # Twice the mean time to a token is about the time to the last one: what comes behind starts as much later.
-        behind = self._r.hidden * 2 * delayed / max(tokens, 1.0)
-        # Who comes after the window starts as much later as its last one does. Without this, whatever serves those who
-        # run at the cost of throughput looks good in every window, and the queue grows.
-        later = self._r.to_come * (max(self.started.values(), default=begin) - begin)
+        # Who is not shown, and who comes after the window, starts as much later as its last one does. Without this, whatever
+        # serves those who run at the cost of throughput looks good in every window, and the queue grows.
+        behind = self._r.behind * (max(self.started.values(), default=begin) - begin)
         excess = max(0.0, self.longest_wait_s() - self._r.longest_wait_s(self._scenario))
-        return total + behind + later + len(self._rows) * excess
+        return total + behind + len(self._rows) * excess
 
     def longest_wait_s(self) -> float:
         """Give the longest wait for a first token, of those who had none."""

@@ -56,14 +56,11 @@ class Knobs:
         Most prompt tokens per step, below what the time limit of steps allows; None: no further limit.
     mode
         Mixing.
-    max_seqs
-        Most requests that run at once; None: as many as decode fastest together.
     """
 
     price: float = 1.0
     chunk_tokens: int | None = None
     mode: Mode = "auto"
-    max_seqs: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +252,7 @@ class Rule:
 
     def seats(self) -> int:
         """Give how many requests may run."""
-        return min(self.knobs.max_seqs or self.batch, self._seats)
+        return min(self.batch, self._seats)
 
     def prompt_tokens(self, state: State, prefix: int, now_s: float) -> int:
         """Give how many prompt tokens the next step may compute beside its decodes.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,6 +22,7 @@ from optimizer.problem.instance import read_json
 if TYPE_CHECKING:
     from optimizer.online.horizon import RollingHorizon
     from optimizer.online.plan import Planner
+    from optimizer.online.predictors import Predictor
 
 SCHEMA = "optimizer/horizon@1"
 H = TypeVar("H", bound="RollingHorizon")
@@ -75,7 +77,13 @@ def _entry(horizon: RollingHorizon, entry: Entry) -> dict[str, Any]:
     }
 
 
-def read(kind: type[H], path: str | Path, solver: Planner | str | None, engine_restarted: bool) -> H:
+def read(
+    kind: type[H],
+    path: str | Path,
+    solver: Planner | str | None,
+    predictors: Sequence[str | Predictor],
+    engine_restarted: bool,
+) -> H:
     """Make a horizon of what `write` wrote.
 
     Raises
@@ -92,6 +100,7 @@ def read(kind: type[H], path: str | Path, solver: Planner | str | None, engine_r
         horizon = kind(
             Engine.model_validate(document["engine"]),
             solver=solver,
+            predictors=predictors,
             **document["options"],
         )
         _fill(horizon, document)

@@ -90,7 +90,7 @@ def snapshot(
         "recent": arrivals.rows(),
         "rate": arrivals.rate(now_s),
         "plan": [] if plan is None else list(plan.order),
-        "knobs": [rule.knobs.price, rule.knobs.chunk_tokens, rule.knobs.mode, rule.knobs.max_seqs],
+        "knobs": [rule.knobs.price, rule.knobs.chunk_tokens, rule.knobs.mode],
         "batch": rule.batch,
         "usual_wait_s": rule.usual_wait_s,
     }

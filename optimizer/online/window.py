@@ -19,10 +19,10 @@ from optimizer.problem.engine import Engine
 
 Method = Literal["cp-sat", "milp", "search"]
 _PRICES = (0.0, 0.3, 3.0)
-_SEATS = (0.5, 0.75, 1.5, 2.0, 1000.0)
-"""Of the batch that decodes fastest."""
 _WORTH_IT = 0.01
 """A plan must be better than the heuristic by this share, or the heuristic goes on: less is luck with the draws."""
+_KNOB_WORTH_IT = 0.05
+"""The same for a change of knobs, whose cost in throughput a window hardly shows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +139,8 @@ class _Search:
             raise _OutOfEffort
         self._evaluations += 1
         value = self._rollouts.value(order, knobs)
-        if value < self._best[0]:
+        least = 1 - _KNOB_WORTH_IT if knobs != self._best[2] else 1.0
+        if value < self._best[0] * least:
             self._best = (value, order, knobs, by)
 
     def _elapsed(self) -> float:
@@ -150,8 +151,8 @@ class _Search:
     def _current(self) -> Iterator[tuple[tuple[int, ...], Knobs, str]]:
         """The plan in force, less who has gone: nothing that was found before is lost."""
         there = {row.serial for row in self._rollouts.waiting}
-        price, chunk, mode, seats = self._seen["knobs"]
-        knobs = Knobs(float(price), chunk, cast("Mode", mode), seats)
+        price, chunk, mode = self._seen["knobs"]
+        knobs = Knobs(float(price), chunk, cast("Mode", mode))
         order = tuple(serial for serial in self._seen["plan"] if serial in there)
         if order or knobs != Knobs():
             yield order, knobs, "last plan"
@@ -163,9 +164,6 @@ class _Search:
         for chunk in (512, 2048):
             if chunk < self._engine.max_num_batched_tokens:
                 yield self._best[1], replace(self._best[2], chunk_tokens=chunk), "chunk"
-        batch, seats = int(self._seen["batch"]), self._engine.max_num_seqs
-        for most in sorted({min(seats, max(1, round(batch * share))) for share in _SEATS} - {batch}):
-            yield self._best[1], replace(self._best[2], max_seqs=most), "seats"
         modes: tuple[Mode, ...] = ("mixed", "exclusive")
         for mode in modes:
             yield self._best[1], replace(self._best[2], mode=mode), "mode"

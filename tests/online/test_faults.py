@@ -253,14 +253,13 @@ class Faults(RuleBasedStateMachine):
         price=st.floats(0, 5),
         chunk=st.none() | st.integers(1, 50),
         mode=st.sampled_from(["auto", "mixed", "exclusive"]),
-        seats=st.none() | st.integers(1, 9),
         age=st.floats(-1, 3),
     )
-    def plan(self, order, price, chunk, mode, seats, age):
+    def plan(self, order, price, chunk, mode, age):
         self.planner.plan = WindowPlan(
             tuple(order),
             (0.0,) * len(order),
-            Knobs(price, chunk, mode, seats),
+            Knobs(price, chunk, mode),
             self.now - age,
             1.0,
             1.0,

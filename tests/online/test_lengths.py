@@ -9,10 +9,16 @@ from hypothesis import strategies as st
 
 from optimizer.errors import InputError
 from optimizer.online import Request
+from optimizer.online.guesses import Given, Oracle
 from optimizer.online.lengths import Lengths, pinball
-from optimizer.online.predictors import Bucketed, Given, History, NoPredictor, PerTenant
+from optimizer.online.predictors import Bucketed, History, NoPredictor, PerTenant
 
-PREDICTORS = [NoPredictor, History, Bucketed, PerTenant, Given]
+
+def oracle():
+    return Oracle(lambda request: 200, log_sigma=0.5)
+
+
+PREDICTORS = [NoPredictor, History, Bucketed, PerTenant, Given, oracle, lambda: Oracle(lambda request: 200)]
 
 
 def drawn(rng, n, sigma=0.5):
@@ -39,6 +45,22 @@ def test_quantiles_rise_and_lie_above_what_is_out(make, lengths, generated, gues
     said = [predictor.quantile(request, generated, q) for q in (0.1, 0.5, 0.9)]
     assert all(s > generated for s in said)
     assert said == sorted(said)
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.5, 1.2])
+def test_an_oracle_is_as_wrong_as_it_was_told(sigma):
+    """Its errors are log-normal, and the quantiles that it gives know how large they are."""
+    truth = {f"r{i}": 50 + i for i in range(3000)}
+    oracle = Oracle(lambda request: truth[request.id], log_sigma=sigma, seed=4)
+    medians = np.array([oracle.quantile(Request(name, 9), 0, 0.5) for name in truth])
+    errors = np.log(medians / np.array(list(truth.values())))
+    assert errors.std() == pytest.approx(sigma, abs=0.05)
+    assert errors.mean() == pytest.approx(0.0, abs=0.06)
+    again = Oracle(lambda request: truth[request.id], log_sigma=sigma, seed=4)
+    assert again.quantile(Request("r7", 9), 0, 0.5) == medians[7]
+    if sigma:
+        below = [length <= oracle.quantile(Request(name, 9), 0, 0.8) for name, length in truth.items()]
+        assert np.mean(below) == pytest.approx(0.8, abs=0.03)
 
 
 @pytest.mark.parametrize("sigma", [0.2, 0.8])

@@ -84,7 +84,7 @@ def test_both_modes_of_the_simulator_agree(instance):
     assert (fast.schedule.finish_s == slow.schedule.finish_s).all()
 
 
-def waiting_instance(n=60):
+def waiting_instance(n=40):
     rng = np.random.default_rng(0)
     columns = {"prompt_tokens": rng.integers(5, 60, n), "output_tokens": rng.integers(5, 60, n)}
     engine = toy_engine(kv_blocks=120, block_tokens=4, max_num_batched_tokens=64, max_num_seqs=12)
@@ -95,7 +95,7 @@ def test_runs_with_a_given_delay_repeat_themselves():
     instance = waiting_instance()
     runs = []
     for _ in range(2):
-        policy = RollingHorizonPolicy(solver="search", delay_s=0.3, every_s=0.5, evaluations=8)
+        policy = RollingHorizonPolicy(solver="search", delay_s=0.2, every_s=0.4, evaluations=6)
         runs.append(simulate(instance, policy, seed=5))
         assert policy.horizon.stats().counts.plans > 1
         assert check(runs[-1].schedule, instance).ok
