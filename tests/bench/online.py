@@ -115,7 +115,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m tests.bench.online", description=(__doc__ or "").partition("\n")[0]
     )
-    parser.add_argument("--full", action="store_true", help="10 seeds (some 8 minutes on one core)")
+    parser.add_argument("--full", action="store_true", help="10 seeds (some 10 minutes on one core)")
     parser.add_argument("--seeds", type=int, help="so many seeds, instead (2)")
     parser.add_argument("--count", type=int, default=COUNT, help=f"requests of each trace ({COUNT})")
     parser.add_argument("--cases", nargs="+", default=[*TRACES, "gsm8k"], choices=[*TRACES, "gsm8k"])
