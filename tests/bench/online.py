@@ -3,7 +3,8 @@
 Every policy that needs no exact lengths runs on the workloads of `tests.bench.online_cases`. A seed is one of errors of
 the predictions; the arrivals of the traces are as they were recorded, those of GSM8K are drawn anew. Means over the seeds,
 with the half-width of the 95 % confidence interval (Student's t); ratios are taken seed by seed. So the intervals of the
-traces say nothing of other days: `--count 10000` takes (nearly) all of each, beyond what the policy's limits were chosen on.
+traces say nothing of other days: `--count 10000` takes more of each (all of conv and code) than
+the limits of `horizon` were chosen on.
 
 The **hindsight gap** of a run is 1 - bound / mean latency; no schedule can be below the bound, whatever it knows
 (`optimizer bound`). The bound is far below what can be reached where many decode together, so the best schedule that was
