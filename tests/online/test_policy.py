@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,6 +18,7 @@ from optimizer.online.policy import RollingHorizonPolicy
 from optimizer.online.rule import Knobs
 from optimizer.online.virtual import VirtualPlanner
 from optimizer.online.window import Effort
+from optimizer.policies import Policy, register
 from optimizer.problem import Engine, Instance, PrefixHashes, Requests, StepTime, with_knowledge
 from optimizer.simulator import simulate
 from tests.online.double import toy_engine
@@ -140,6 +145,40 @@ def test_a_solve_that_is_timed_is_as_late_as_it_really_was(monkeypatch):
     assert planner.poll(0.71) is plan
     assert planner.poll(0.72) is None
     assert planner.wants(0.72)
+
+
+def test_it_is_found_by_name_and_imported_only_then():
+    """Whoever names another policy does not load the online loop; a name that is taken stays taken."""
+    program = """
+import sys
+from optimizer.policies import make_policy, policy_names
+make_policy("vllm-v1")
+assert "rolling-horizon" in policy_names()
+assert not [name for name in sys.modules if name.startswith("optimizer.online")]
+assert make_policy("rolling-horizon", window_s="3").window_s == 3.0
+assert "optimizer.online.policy" in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+    @dataclass
+    class Other(Policy):
+        """Another."""
+
+    with pytest.raises(ValueError, match="two policies"):
+        register("rolling-horizon")(Other)
+
+
+def test_the_solver_pays_where_memory_is_scarce():
+    """By the engine's time the long prompts with hardly any output come last; but they give their KV back soon."""
+    columns = {"prompt_tokens": [4] * 24 + [60] * 16, "output_tokens": [40] * 24 + [2] * 16}
+    engine = toy_engine(kv_blocks=60, block_tokens=4, max_num_batched_tokens=64, max_num_seqs=10)
+    instance = Instance("w", with_knowledge(Requests.from_columns(columns), "exact", seed=1), engine)
+    alone, solved = (
+        simulate(instance, RollingHorizonPolicy(solver=solver, every_s=0.3, delay_s=0.05)).metrics
+        for solver in ("none", "cp-sat")
+    )
+    assert solved.e2e_s.mean() < 0.98 * alone.e2e_s.mean()
+    assert solved.ttft_s.max() < 1.02 * alone.ttft_s.max()
 
 
 @pytest.mark.parametrize(
