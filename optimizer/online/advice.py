@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from optimizer.online.knobs import Knobs
 from optimizer.online.line import Order
 from optimizer.online.messages import Source
 from optimizer.online.plan import Planner, WindowPlan
-from optimizer.online.rule import Knobs, Rule
+from optimizer.online.rule import Rule
 from optimizer.online.snapshot import Arrivals, snapshot
 from optimizer.online.state import WAITING, State
 from optimizer.online.stats import Counts

@@ -12,12 +12,12 @@ from types import TracebackType
 from typing import Any, Self
 
 from optimizer.errors import InputError
+from optimizer.online.knobs import Levels, OnlineObjective
 from optimizer.online.lengths import DEFAULT, Lengths
 from optimizer.online.loop import Loop
 from optimizer.online.messages import Admission, Request, Step
 from optimizer.online.plan import Planner
 from optimizer.online.predictors import Predictor
-from optimizer.online.rule import Levels, OnlineObjective
 from optimizer.online.stats import Latencies, SolverStats, Stats
 from optimizer.problem.engine import Engine
 from optimizer.problem.metrics import TPOT_SLO_S, TTFT_SLO_S
@@ -47,7 +47,7 @@ class RollingHorizon:
     max_waiting
         More requests than these are not taken in.
     confidence, patience_s, exempt, tbt_s, ttft_slo_s, tpot_slo_s
-        As in `optimizer.online.rule.Levels`.
+        As in `optimizer.online.knobs.Levels`.
 
     Raises
     ------
@@ -65,7 +65,7 @@ class RollingHorizon:
     id cancelled or finished, submitted again      a new request; late reports on the old one are ignored
     request that can never fit                     `submit` rejects (`too-long`)
     output cap beyond the engine's room            cut; `Admission.max_output_tokens` says to what
-    TTFT level that an idle engine cannot meet     `submit` rejects (`slo`), with objective `goodput`
+    own level that an idle engine cannot meet      `submit` rejects (`slo`), with objective `goodput`
     TTFT level that is missed while waiting        served behind all that can still be in time (`goodput`)
     more than `max_waiting` requests wait          `submit` rejects (`overload`); those taken in are kept
     unknown id reported or cancelled               ignored

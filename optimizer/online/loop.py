@@ -8,11 +8,12 @@ from optimizer.capacity.step_time import StepClock
 from optimizer.online.advice import Advice
 from optimizer.online.flights import Flight, Flights
 from optimizer.online.heuristic import Composer, Draft
+from optimizer.online.knobs import Levels, OnlineObjective
 from optimizer.online.lengths import Lengths
 from optimizer.online.line import Order
 from optimizer.online.messages import Admission, Reason, Request, Step
 from optimizer.online.plan import Planner
-from optimizer.online.rule import Levels, OnlineObjective, Rule
+from optimizer.online.rule import Rule
 from optimizer.online.state import GONE, WAITING, Entry, State
 from optimizer.online.stats import Counts, Mean
 from optimizer.problem.engine import Engine
@@ -105,10 +106,8 @@ class Loop:
             )
         if s.waiting >= self.max_waiting:
             return "overload", f"{s.waiting} requests wait; the limit is {self.max_waiting}"
-        least = self.rule.hopeless(request)
-        if least is not None:
-            return "slo", f"its first token takes {least:.3f} s at least; its level is {request.ttft_slo_s} s"
-        return None
+        why = self.rule.hopeless(request)
+        return None if why is None else ("slo", why)
 
     def next_step(self, now_s: float) -> Step:
         """Decide what the engine computes next."""

@@ -97,7 +97,7 @@ class Admission:
         `rejected`: it is not taken in, and nothing is remembered of it.
     reason
         Why it was rejected: `closed`; `duplicate` (the id is in use); `too-long` (it can never fit); `overload`
-        (`max_waiting` requests wait); `slo` (its TTFT level cannot be met any more).
+        (`max_waiting` requests wait); `slo` (a level of its own cannot be met, even on an idle engine).
     message
         The reason as a sentence, with numbers.
     max_output_tokens

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, cast, get_args
 
 from optimizer.errors import InputError
-from optimizer.online.rule import Knobs, Mode
+from optimizer.online.knobs import Knobs, Mode
 from optimizer.online.stats import SolverStats
 
 MOST_PLANNED = 128

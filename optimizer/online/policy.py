@@ -9,8 +9,8 @@ from math import log
 from typing import Any, cast, get_args
 
 from optimizer.online.horizon import RollingHorizon
+from optimizer.online.knobs import OnlineObjective
 from optimizer.online.messages import Request, Step
-from optimizer.online.rule import OnlineObjective
 from optimizer.online.virtual import VirtualPlanner
 from optimizer.online.window import Effort, Method
 from optimizer.policies.base import Policy, register

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from optimizer.errors import InputError
+from optimizer.online.knobs import Knobs, Levels, OnlineObjective
 from optimizer.online.lengths import Lengths
 from optimizer.online.line import DueLine, KeyLine, Line, ShareLine
 from optimizer.online.messages import Request
@@ -20,14 +20,6 @@ from optimizer.online.state import GONE, PREFILL, Entry, State
 from optimizer.policies.horizon_rules import Belief, in_time, place_s, pressure, remaining_tokens
 from optimizer.policies.horizon_steps import LATE, LEVELS, USUAL, StepRule, WorkPrices, chunk_within, step_s
 from optimizer.problem.engine import Engine
-from optimizer.problem.metrics import TPOT_SLO_S, TTFT_SLO_S
-
-OnlineObjective = Literal["latency", "throughput", "goodput", "fair"]
-"""`latency`: mean end-to-end latency. `throughput`: tokens per second. `goodput`: requests within their levels.
-`fair`: equal service for tenants."""
-
-Mode = Literal["auto", "mixed", "exclusive"]
-"""Whether prompts and decodes share steps; `auto`: whatever the engine's step times say costs less."""
 
 _MOST_DUE = 128
 """Requests whose first token is due that are looked at in a step."""
@@ -41,72 +33,6 @@ _EXEMPT_S = 600.0
 _MOST_CACHED = 4096
 _MEMORY = 5000
 _RECENT = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class Knobs:
-    """What a plan may set beside the order.
-
-    Attributes
-    ----------
-    price
-        Prompts that do not fill a step wait for company until they have waited so many times what the decoding requests
-        would lose to them. 0: nobody waits.
-    chunk_tokens
-        Most prompt tokens per step, below what the time limit of steps allows; None: no further limit.
-    mode
-        Mixing.
-    """
-
-    price: float = 1.0
-    chunk_tokens: int | None = None
-    mode: Mode = "auto"
-
-
-@dataclass(frozen=True, slots=True)
-class Levels:
-    """Options of the rule.
-
-    Attributes
-    ----------
-    patience_s
-        A request's place is its arrival, put back by the geometric mean of this and its work: 0 is first come first served,
-        and the larger, the more small ones overtake.
-    confidence
-        Admission keeps the KV that all will hold within the cache with this probability, at each moment ahead.
-    exempt
-        Share of the requests, those with the longest prompts, that stand behind all others: percentiles below do not feel it.
-    tbt_s
-        No step with decodes takes longer than this, as far as the size of prompts decides it; None: what is efficient.
-    ttft_slo_s, tpot_slo_s
-        Levels of requests that name none, for `goodput`.
-
-    Raises
-    ------
-    InputError
-        If a number is out of range.
-    """
-
-    patience_s: float = 48.0
-    confidence: float = 0.95
-    exempt: float = 0.0
-    tbt_s: float | None = None
-    ttft_slo_s: float = TTFT_SLO_S
-    tpot_slo_s: float = TPOT_SLO_S
-
-    def __post_init__(self) -> None:
-        if not 0.5 <= self.confidence < 1:
-            raise InputError(
-                f"{self.confidence!r}; expected a probability from 0.5 to below 1", field="confidence"
-            )
-        if not 0 <= self.patience_s < math.inf:
-            raise InputError(f"{self.patience_s!r}; expected seconds >= 0", field="patience_s")
-        if not 0 <= self.exempt < 0.5:
-            raise InputError(f"{self.exempt!r}; expected a share from 0 to below 0.5", field="exempt")
-        for field in ("tbt_s", "ttft_slo_s", "tpot_slo_s"):
-            number = getattr(self, field)
-            if number is not None and not 0 < number < math.inf:
-                raise InputError(f"{number!r}; expected seconds > 0", field=field)
 
 
 class Rule:
@@ -239,14 +165,20 @@ class Rule:
         assert self._shares is not None
         self._shares.charge(entry.request.tenant, work / entry.request.weight)
 
-    def hopeless(self, request: Request) -> float | None:
-        """Give the least TTFT of a request on an idle engine where that is above its level; None: it is not."""
-        level = request.ttft_slo_s
-        if self.objective != "goodput" or level is None:
+    def hopeless(self, request: Request) -> str | None:
+        """Say which of its levels a request cannot meet on an idle engine; None: there is none."""
+        if self.objective != "goodput":
             return None
         full, rest = divmod(request.prompt_tokens, self._budget)
-        least = full * step_s(self._clock, self._budget, 0) + step_s(self._clock, rest, 0)
-        return least if least > level else None
+        first = full * step_s(self._clock, self._budget, 0) + step_s(self._clock, rest, 0)
+        token = step_s(self._clock, 0, 0, 1, request.prompt_tokens)
+        for what, least, level in (
+            ("first token takes", first, request.ttft_slo_s),
+            ("next tokens take", token, request.tpot_slo_s),
+        ):
+            if level is not None and least > level:
+                return f"its {what} {least:.3g} s at least, on an idle engine; the level is {level} s"
+        return None
 
     # ---- the step
 
@@ -309,7 +241,9 @@ class Rule:
 
     def _earned_s(self, state: State, now_s: float) -> float:
         """Give the time for which decodes may be stalled now."""
-        pace, tokens = self.levels.tpot_slo_s, state.clock - self._credited_clock
+        # The tightest level of those who decode: stalls are felt by all alike.
+        own = [e.request.tpot_slo_s for e in state.decoding.values() if e.request.tpot_slo_s is not None]
+        pace, tokens = min([self.levels.tpot_slo_s, *own]), state.clock - self._credited_clock
         self._credit_s += _EARNED * pace * tokens - (now_s - self._credited_s)
         self._credit_s = min(self._credit_s, _MOST_CREDIT * pace)
         self._credited_s, self._credited_clock = now_s, state.clock

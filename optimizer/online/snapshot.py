@@ -28,6 +28,7 @@ COLUMNS = {
     "life": "life",
     "prompt": "request.prompt_tokens",
     "weight": "request.weight",
+    "tpot_slo_s": "request.tpot_slo_s",
 }
 """By name, where an `Entry` has it."""
 

@@ -11,9 +11,9 @@ from typing import Any, Literal, cast
 import numpy as np
 
 from optimizer.errors import InputError
+from optimizer.online.knobs import Knobs, Levels, Mode, OnlineObjective
 from optimizer.online.plan import Snapshot, WindowPlan
 from optimizer.online.rollout import Rollouts
-from optimizer.online.rule import Knobs, Levels, Mode, OnlineObjective
 from optimizer.online.window_models import Window, by_cp_sat, by_milp
 from optimizer.problem.engine import Engine
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from optimizer.online import Request, RollingHorizon, Step
+from optimizer.online.knobs import Knobs
 from optimizer.online.plan import WindowPlan
-from optimizer.online.rule import Knobs
 from optimizer.online.stats import SolverStats
 from tests.online.double import EngineDouble, books_balance, toy_engine
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from optimizer.errors import InputError
 from optimizer.online import Request, RollingHorizon
+from optimizer.online.knobs import Knobs
 from optimizer.online.plan import WindowPlan
-from optimizer.online.rule import Knobs
 from optimizer.online.simulated import SimulatedEngine
 from optimizer.problem.engine import StepPiece, StepRegime, StepTime
 from tests.online.double import EngineDouble, books_balance, toy_engine
@@ -82,10 +82,12 @@ def test_overload_is_refused_and_those_taken_in_are_kept():
 
 
 def test_a_level_that_an_idle_engine_cannot_meet_is_refused():
-    """40 prompt tokens take three steps of 16 tokens: 30 ms and 0.1 ms a token."""
+    """40 prompt tokens take three steps of 16 tokens: 30 ms and 0.1 ms a token; a decode takes 10.1 ms."""
     horizon = horizon_of("goodput")
     assert horizon.submit(Request("a", 40, ttft_slo_s=0.033), 0.0).reason == "slo"
     assert horizon.submit(Request("b", 40, ttft_slo_s=0.035), 0.0).reason == ""
+    assert horizon.submit(Request("c", 4, tpot_slo_s=0.010), 0.0).reason == "slo"
+    assert horizon.submit(Request("d", 4, tpot_slo_s=0.011), 0.0).reason == ""
     assert horizon_of("latency").submit(Request("a", 40, ttft_slo_s=0.001), 0.0).reason == ""
 
 

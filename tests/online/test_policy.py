@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from optimizer.check import check
 from optimizer.errors import InputError
+from optimizer.online.knobs import Knobs
 from optimizer.online.plan import WindowPlan
 from optimizer.online.policy import RollingHorizonPolicy
-from optimizer.online.rule import Knobs
 from optimizer.online.virtual import VirtualPlanner
 from optimizer.online.window import Effort
 from optimizer.policies import Policy, register

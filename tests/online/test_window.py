@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from optimizer.errors import InputError
 from optimizer.online import Request, RollingHorizon
+from optimizer.online.ahead import Run
+from optimizer.online.knobs import Knobs, Levels
 from optimizer.online.plan import MOST_PLANNED
-from optimizer.online.rollout import Rollouts, Scenario, _Run
-from optimizer.online.rule import Knobs, Levels
+from optimizer.online.rollout import Rollouts, Scenario
 from optimizer.online.simulated import SimulatedEngine
 from optimizer.online.snapshot import snapshot
 from optimizer.online.window import Effort, solve
@@ -124,7 +125,7 @@ def test_a_plan_does_not_buy_the_mean_from_the_last_percent():
     rollouts = Rollouts(horizon.engine, "latency", seen, Levels(patience_s=0.0), scenarios=1)
     shortest = tuple(row.serial for row in sorted(rollouts.waiting, key=lambda row: row.prompt))
     longest = rollouts.longest_wait_s(rollouts._chosen_by[0])
-    run = _Run(rollouts, Knobs(), shortest, rollouts._chosen_by[0])
+    run = Run(rollouts, Knobs(), shortest, rollouts._chosen_by[0])
     assert run.longest_wait_s() > longest
     without = run.value() - len(shortest) * (run.longest_wait_s() - longest)
     assert without < rollouts.value((), Knobs()) < run.value()
