@@ -11,6 +11,9 @@ from optimizer.online.snapshot import Arrivals, snapshot
 from optimizer.online.state import WAITING, State
 from optimizer.online.stats import Counts
 
+_STEPS_BETWEEN = 16
+"""Steps from one window to the next: in fewer hardly anything has changed."""
+
 
 class Advice:
     """Stands between a planner and the loop.
@@ -41,6 +44,7 @@ class Advice:
         self._window_s = window_s
         self._state, self._order, self._rule = state, order, rule
         self._plan: WindowPlan | None = None
+        self._next_number = 0
 
     def consult(self, now_s: float, factor: float) -> Source:
         """Take a plan that is ready, hand a window over where that is wanted, and say what decides now."""
@@ -68,7 +72,9 @@ class Advice:
             self._adopt(plan, now_s)
             return  # one thing per step
         # Where not even two wait there is little to decide that the rule does not know.
-        if self._state.waiting > 1 and planner.wants(now_s):
+        due = self._state.number >= self._next_number and self._state.waiting > 1
+        if due and planner.wants(now_s):
+            self._next_number = self._state.number + _STEPS_BETWEEN
             seen = snapshot(self._state, self._order, self._rule, self.arrivals, now_s, factor, self._plan)
             planner.post(seen, now_s)
 

@@ -19,6 +19,8 @@ from optimizer.problem.engine import Engine
 
 Method = Literal["cp-sat", "milp", "search"]
 _PRICES = (0.0, 0.3, 3.0)
+_LEAST_MODELLED = 8
+"""Waiting requests that are worth a model: with fewer, simple orders and moves do."""
 _WORTH_IT = 0.01
 """A plan must be better than the heuristic by this share, or the heuristic goes on: less is luck with the draws."""
 _KNOB_WORTH_IT = 0.05
@@ -189,6 +191,8 @@ class _Search:
         if method == "search" or self._objective == "fair":
             return
         behind = [row.serial for row in self._rollouts.waiting]
+        if len(behind) < _LEAST_MODELLED:
+            return
         known = list(self._best[1]) or behind
         window = Window.of(self._rollouts, self._engine, known)
         if window is None:

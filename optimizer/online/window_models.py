@@ -150,7 +150,7 @@ def by_milp(
         return start
 
     if deterministic:
-        done = milp.run(problem, read, seed=seed, node_limit=200)
+        done = milp.run(problem, read, seed=seed, node_limit=20)
     else:
         done = milp.run(problem, read, seed=seed, time_limit_s=time_limit_s)
     return None if done.solution is None else window.order(done.solution)

@@ -97,10 +97,12 @@ def test_a_plan_is_no_worse_than_the_heuristic_and_names_who_waits(lengths, step
 @pytest.mark.parametrize("method", ["cp-sat", "milp", "search"])
 def test_solves_of_fixed_effort_repeat_themselves(method):
     rng = np.random.default_rng(0)
-    lengths = [(int(p), int(o)) for p, o in rng.integers(2, 30, (8, 2))]
-    horizon, _, now = waiting(lengths, steps=5, kv_blocks=20, guesses=[12.0] * 8)
+    lengths = [(int(p), int(o)) for p, o in rng.integers(2, 30, (10, 2))]
+    horizon, _, now = waiting(lengths, kv_blocks=20, guesses=[12.0] * 10)
     effort = Effort(0.4, evaluations=20, method=method)
-    plans = [solve(seen_of(horizon, now), horizon.engine, OPTIONS, effort, seed=3) for _ in range(2)]
+    seen = seen_of(horizon, now)
+    assert len(seen["waiting"]) >= 8, "enough for a model"
+    plans = [solve(seen, horizon.engine, OPTIONS, effort, seed=3) for _ in range(2)]
     first, second = ({**p.to_document(), "seconds": 0.0} for p in plans)
     assert first == second
 
