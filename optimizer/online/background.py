@@ -63,7 +63,7 @@ class ProcessPlanner:
         options: Mapping[str, Any],
         *,
         effort: Effort | None = None,
-        every_s: float = 0.5,
+        every_s: float = 1.5,
         patience_s: float | None = None,
         command: Sequence[str] = _CHILD,
         clock: Callable[[], float] = time.monotonic,

@@ -163,7 +163,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _with(command: tuple[str, ...] | None = None) -> tuple[RollingHorizon, ProcessPlanner]:
     options = {"objective": "latency", "window_s": 5.0}
     chosen = {} if command is None else {"command": command}
-    planner = ProcessPlanner(engine(), options, every_s=0.1, patience_s=1.0, **chosen)
+    planner = ProcessPlanner(engine(), options, patience_s=1.0, **chosen)
     return RollingHorizon(engine(), solver=planner), planner
 
 
