@@ -6,7 +6,19 @@ from typing import Annotated
 
 import typer
 
-from optimizer.cli import bound, calibrate, check, compare, demo, generate, lists, simulate, solve, validate
+from optimizer.cli import (
+    bound,
+    calibrate,
+    check,
+    compare,
+    demo,
+    generate,
+    lists,
+    serve_demo,
+    simulate,
+    solve,
+    validate,
+)
 
 app = typer.Typer(
     name="optimizer",
@@ -36,5 +48,17 @@ def _about(
     """Schedule LLM inference: simulate request traces on a paged-KV engine, compare policies, find schedules and bounds."""
 
 
-for _group in (demo, simulate, compare, solve, bound, check, calibrate, validate, generate, lists):
+for _group in (
+    demo,
+    simulate,
+    compare,
+    solve,
+    serve_demo,
+    bound,
+    check,
+    calibrate,
+    validate,
+    generate,
+    lists,
+):
     _group.add_to(app)

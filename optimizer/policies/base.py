@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, ClassVar, TypeVar
 
 from optimizer.errors import InputError
@@ -80,7 +81,13 @@ class Policy:
 
 
 P = TypeVar("P", bound=type[Policy])
-_REGISTRY: dict[str, type[Policy]] = {}
+_REGISTRY: dict[str, type[Policy] | str] = {}
+"""By name: the class, or the module that registers it and is imported when it is first asked for."""
+
+
+def register_later(name: str, module: str) -> None:
+    """Make a policy known by a name whose module imports more than a policy should, until it is used."""
+    _REGISTRY.setdefault(name, module)
 
 
 def register(name: str) -> Callable[[P], P]:
@@ -95,8 +102,7 @@ def register(name: str) -> Callable[[P], P]:
     """
 
     def enter(policy: P) -> P:
-        other = _REGISTRY.get(name)
-        if other and (other.__module__, other.__qualname__) != (policy.__module__, policy.__qualname__):
+        if not _may_be(policy, _REGISTRY.get(name)):
             raise ValueError(f"two policies are called {name!r}")
         for field in dataclasses.fields(policy):
             if field.default is dataclasses.MISSING:
@@ -106,6 +112,12 @@ def register(name: str) -> Callable[[P], P]:
         return policy
 
     return enter
+
+
+def _may_be(policy: type[Policy], other: type[Policy] | str | None) -> bool:
+    if other is None or isinstance(other, str):
+        return other in (None, policy.__module__)
+    return (other.__module__, other.__qualname__) == (policy.__module__, policy.__qualname__)
 
 
 def policy_names() -> tuple[str, ...]:
@@ -124,7 +136,12 @@ def policy_class(name: str) -> type[Policy]:
     if name not in _REGISTRY:
         near = difflib.get_close_matches(name, _REGISTRY, n=3) or list(_REGISTRY)
         raise InputError(f"there is no policy {name!r}; did you mean {', '.join(near)}?", field="policy")
-    return _REGISTRY[name]
+    found = _REGISTRY[name]
+    if isinstance(found, str):
+        import_module(found)
+        found = _REGISTRY[name]
+    assert not isinstance(found, str)
+    return found
 
 
 def make_policy(name: str, **options: Any) -> Policy:

@@ -92,13 +92,15 @@ class EngineState(DecodeGroup):
         (None: unknown), the interval, and the cap that the client asked for.
     model_len
         Longest sequence that the engine is set up for, in tokens: the same for all requests.
+    step_time
+        The engine's model of step times, which its card makes public.
     """
 
     __slots__ = (
         "_admissions", "_taken", "_took", "arrival", "arrived", "blocks", "cache", "cap", "chunks", "deaf", "estimate",
         "held", "high", "hold", "idle_tokens", "leaving", "left", "low", "max_num_seqs", "model_len",
         "most_per_step", "now", "pages", "preemptions", "preempts", "prefilling", "requests", "running", "safe_tokens",
-        "stalled", "tight", "token_budget", "waiting", "wake",
+        "stalled", "step_time", "tight", "token_budget", "waiting", "wake",
     )  # fmt: skip
 
     def __init__(
@@ -122,6 +124,7 @@ class EngineState(DecodeGroup):
         self.low: list[int] | None = None if known is None else known.low.tolist()
         self.high: list[int] | None = None if known is None else known.high.tolist()
         self.blocks = engine.kv_tokens // block_tokens
+        self.step_time = engine.step_time
         self.token_budget, self.max_num_seqs = engine.max_num_batched_tokens, engine.max_num_seqs
         self.pages, self.preempts = pages, engine.preemption != "none"
         self.cache = None
