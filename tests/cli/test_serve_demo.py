@@ -32,7 +32,9 @@ def test_the_same_seed_gives_the_same_lines(run):
 
 
 def test_statistics_are_written(run, tmp_path):
-    assert run(*QUICK, "--no-solver", "--noise", 0, "--objective", "goodput", "--json", "stats.json").code == 0
+    assert (
+        run(*QUICK, "--no-solver", "--noise", 0, "--objective", "goodput", "--json", "stats.json").code == 0
+    )
     written = json.loads((tmp_path / "stats.json").read_text())
     counts, there = written["stats"]["counts"], written["stats"]["running"] + written["stats"]["waiting"]
     assert counts["submitted"] == counts["finished"] + there > 50
