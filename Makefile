@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: venv demo test check bench bench-offline clean
+.PHONY: venv demo test check bench bench-offline bench-online clean
 .DEFAULT_GOAL := demo
 
 venv: $(VENV)/.made
@@ -36,6 +36,10 @@ bench: venv
 
 bench-offline: venv
 	$(RUN) -W ignore -m tests.bench.offline $(ARGS)
+
+bench-online: venv
+	$(RUN) -W ignore -m tests.bench.online $(ARGS)
+	$(RUN) -W ignore -m tests.bench.online_speed
 
 clean:
 	rm -rf $(VENV) build dist results .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
