@@ -64,7 +64,7 @@ class Run:
             self._push(self._to_come.popleft())
 
     def _enter(self, row: Row) -> Entry:
-        request = Request(str(row.serial), row.prompt, row.cap, weight=row.weight)
+        request = Request(str(row.serial), row.prompt, row.cap, weight=row.weight, cached_tokens=row.cached)
         self.state.serials = row.serial
         entry = self.state.add(request, row.arrival_s, row.cap)
         entry.known, entry.mu, entry.sigma, entry.most = row.known, row.mu, row.sigma, row.most
@@ -144,12 +144,13 @@ class Run:
 
     def _time(self, draft: Draft) -> int:
         s = self.state
-        tokens = sum(n for _, n, _ in draft.chunks)
-        context = sum(s.context(e) for e, _, _ in draft.chunks)
-        attention = sum(n * s.context(e) - n * (n - 1) // 2 for e, n, _ in draft.chunks)
+        chunks = [(s.context(e), n) for (e, _, _), (_, n) in zip(draft.chunks, draft.prefill, strict=True)]
+        tokens = sum(n for _, n in chunks)
+        context = sum(after for after, _ in chunks)
+        attention = sum(n * after - n * (n - 1) // 2 for after, n in chunks)
         decodes = len(draft.decode)
         return self._r.clock.step(
-            tokens, attention, len(draft.chunks), context, decodes, s.context_sum if decodes else 0
+            tokens, attention, len(chunks), context, decodes, s.context_sum if decodes else 0
         )
 
     def value(self) -> float:

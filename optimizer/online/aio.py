@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
@@ -54,9 +55,11 @@ class AsyncHorizon:
         while True:
             self._changed.clear()
             step = self._horizon.next_step(self._clock())
-            if step or step.preempt or self._horizon.closed:
+            if step or self._horizon.closed:
                 return step
-            await self._changed.wait()
+            # Who waits for the report of a step that is lost is let go by a later call.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), self._horizon.options["window_s"])
 
     async def observe(
         self, step: Step, finished: Iterable[str] = (), tokens: Mapping[str, int] | None = None

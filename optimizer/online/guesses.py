@@ -11,10 +11,19 @@ from statistics import NormalDist
 from zlib import crc32
 
 from optimizer.online.messages import Request
+from optimizer.problem.columns import MOST_TOKENS
 
 _NORMAL = NormalDist()
 _LEAST = 1e-6
 _LEAST_SIGMA = 0.01
+_MOST_SIGMA = 5.0
+_WILD = 5.0
+"""A prediction that is off by so much, as a logarithm, says nothing of the others."""
+
+
+def _log(tokens: float) -> float:
+    """Give the logarithm of a prediction; none is believed beyond what an engine can hold."""
+    return log(min(max(tokens, 1.0), MOST_TOKENS))
 
 
 def _longer(mu: float, sigma: float, generated: int, q: float) -> float:
@@ -63,7 +72,7 @@ class Given:
         """Give a quantile of the law, given that the output is longer than what is out."""
         if request.predicted_tokens is None:
             return None
-        mu, sigma = self._centre(log(max(request.predicted_tokens, 1.0))), self._sigma(request)
+        mu, sigma = self._centre(_log(request.predicted_tokens)), self._sigma(request)
         return _longer(mu, sigma, generated, q)
 
     def _centre(self, x: float) -> float:
@@ -75,13 +84,15 @@ class Given:
     def _sigma(self, request: Request) -> float:
         if request.log_sigma is None or self._seen >= 2 * self._prior:
             return max(sqrt(self._variance), _LEAST_SIGMA)
-        return max(request.log_sigma, _LEAST_SIGMA)
+        return min(max(request.log_sigma, _LEAST_SIGMA), _MOST_SIGMA)
 
     def observe(self, request: Request, length: int) -> None:
         """Learn from a length."""
         if request.predicted_tokens is None:
             return
-        x, y = log(max(request.predicted_tokens, 1.0)), log(length)
+        x, y = _log(request.predicted_tokens), log(length)
+        if abs(y - x) > _WILD:
+            return
         error = y - self._centre(x)
         self._seen = min(self._seen + 1, self._memory)
         self._variance += (error * error - self._variance) / (self._seen + self._prior)

@@ -24,7 +24,7 @@ class Draft:
     preempt, prefill, decode
         As in `Step`.
     chunks
-        As `prefill`: (request, tokens, whether an output token is sampled).
+        As `prefill`: (request, tokens with those that are believed to be cached, whether an output token is sampled).
     thrown_out
         How many lost their seat; the engine need not hear of those of whom it had computed nothing.
     """
@@ -91,11 +91,11 @@ class Composer:
         if not draft.decode and not draft.chunks:
             self._make_room(draft, by_rule=False)
             self._decode(draft)
-        budget = s.token_budget - len(draft.decode) - sum(tokens for _, tokens, _ in draft.chunks)
+        budget = s.token_budget - len(draft.decode) - sum(tokens for _, tokens in draft.prefill)
         begun = {entry.serial for entry, _, _ in draft.chunks}
         for entry in list(s.prefilling.values()):
             if budget > 0 and entry.serial not in begun:
-                budget -= self._chunk(draft, entry, min(s.left(entry), budget))
+                budget -= self._chunk(draft, entry, min(s.work(entry), budget))
         for entry in s.entries.values() if s.waiting and not draft.thrown_out else ():
             if budget <= 0 or s.taken_seats >= s.seats:
                 break
@@ -103,7 +103,7 @@ class Composer:
                 if s.blocks_of(entry.known) > s.free_blocks or not self.outlook.is_safe(entry):
                     break
                 self._admit(entry)
-                budget -= self._chunk(draft, entry, min(entry.known, budget))
+                budget -= self._chunk(draft, entry, min(s.work(entry), budget))
         self._unblock(draft, now_s, by_rule=False)
 
     def _make_room(self, draft: Draft, *, by_rule: bool) -> None:
@@ -133,7 +133,7 @@ class Composer:
             left = most
             for entry in entries:
                 if left > 0 and (entry.phase == PREFILL or self._let_in(entry)):
-                    wanted.append((entry, min(s.left(entry), left)))
+                    wanted.append((entry, min(s.work(entry), left)))
                     left -= wanted[-1][1]
             self._alone = alone and bool(wanted)
             if self._alone:
@@ -156,7 +156,7 @@ class Composer:
                 break
             else:
                 place += 1
-            wanted.append((following, min(s.left(following), left)))
+            wanted.append((following, min(s.work(following), left)))
             left -= wanted[-1][1]
         waits = left > 0 and wanted and s.decoding and not hurries
         if waits and rule.wait_for_company(s, budget - left, len(wanted)):
@@ -197,18 +197,19 @@ class Composer:
                 self._rule.begun(entry, now_s)
 
     def _chunk(self, draft: Draft, entry: Entry, tokens: int) -> int:
-        """Compute as much of a prompt as blocks allow; give how much."""
+        """Compute as much of a prompt as blocks allow, behind what is cached, which takes blocks as well; give how much."""
         s = self._state
-        if s.chunk_need(entry, tokens) > s.free_blocks:
+        skipped = s.skipped(entry)
+        if s.chunk_need(entry, skipped + tokens) > s.free_blocks:
             room = (s.blocks_of(entry.computed) + s.free_blocks) * s.block_tokens - entry.computed
-            tokens = min(tokens, room)
+            tokens = min(tokens, room - skipped)
             if tokens <= 0:
                 return 0
-        sampled = s.compute(entry, tokens)
+        sampled = s.compute(entry, skipped + tokens)
         if sampled:
             self.outlook.seated(entry)
         draft.prefill.append((entry.request.id, tokens))
-        draft.chunks.append((entry, tokens, sampled))
+        draft.chunks.append((entry, skipped + tokens, sampled))
         return tokens
 
     def _unblock(self, draft: Draft, now_s: float, *, by_rule: bool) -> None:
@@ -216,7 +217,7 @@ class Composer:
         s = self._state
         while not draft.chunks and not draft.decode and s.prefilling:
             entry = min(s.prefilling.values(), key=_place)
-            self._compute(draft, [(entry, min(s.left(entry), s.token_budget))], now_s)
+            self._compute(draft, [(entry, min(s.work(entry), s.token_budget))], now_s)
             if draft.chunks or len(s.prefilling) == 1:
                 return
             self._throw_out(draft, entry, by_rule)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from optimizer.errors import InputError
 from optimizer.online.knobs import Levels, OnlineObjective
 from optimizer.online.lengths import DEFAULT, Lengths
 from optimizer.online.loop import Loop
-from optimizer.online.messages import Admission, Request, Step
+from optimizer.online.messages import Admission, Request, Step, checked, real
 from optimizer.online.plan import Planner
 from optimizer.online.predictors import Predictor
 from optimizer.online.stats import Latencies, SolverStats, Stats
@@ -63,6 +64,7 @@ class RollingHorizon:
     =============================================  ====================================================================
     id in use                                      `submit` rejects (`duplicate`)
     id cancelled or finished, submitted again      a new request; late reports on the old one are ignored
+    argument of the wrong kind                     `InputError`, and nothing has changed
     request that can never fit                     `submit` rejects (`too-long`)
     output cap beyond the engine's room            cut; `Admission.max_output_tokens` says to what
     own level that an idle engine cannot meet      `submit` rejects (`slo`), with objective `goodput`
@@ -78,6 +80,7 @@ class RollingHorizon:
                                                    that are under way planned for the request counts as not done
     engine computed more than planned              `tokens` says so: believed (prefix cache, speculation); blocks that are
                                                    then missing are made free by preemptions in the next step
+    less in the prefix cache than believed         `tokens` says so: the engine has computed less than planned
     request reported finished that waits           believed
     request that reached its cap                   finished with the step that samples the last token
     clock that stands still or runs backwards      the latest moment seen is taken
@@ -121,9 +124,13 @@ class RollingHorizon:
         ttft_slo_s: float = TTFT_SLO_S,
         tpot_slo_s: float = TPOT_SLO_S,
     ) -> None:
-        if not window_s > 0:
+        if not isinstance(engine, Engine):
+            raise InputError(
+                f"{engine!r}; expected an Engine, such as optimizer.engine gives by name", field="engine"
+            )
+        if not (real(window_s) and window_s > 0):
             raise InputError(f"{window_s!r}; expected seconds > 0", field="window_s")
-        if max_waiting < 1:
+        if type(max_waiting) is not int or max_waiting < 1:
             raise InputError(f"{max_waiting!r}; expected a whole number >= 1", field="max_waiting")
         levels = Levels(
             confidence=confidence, patience_s=patience_s, exempt=exempt, tbt_s=tbt_s,
@@ -155,9 +162,16 @@ class RollingHorizon:
         request
             What is known of it.
         now_s
-            Moment of its arrival, on any clock that runs forward.
+            Moment of its arrival in seconds, on any clock that runs forward.
+
+        Raises
+        ------
+        InputError
+            If it is no `Request`, or the moment is no number.
         """
         began = perf_counter_ns()
+        if not isinstance(request, Request):
+            raise InputError(f"{request!r}; expected a Request", field="request")
         with self._lock:
             admission = self.loop.submit(request, self._moment(now_s))
             self._took_submit.add(perf_counter_ns() - began)
@@ -171,7 +185,12 @@ class RollingHorizon:
         Returns
         -------
         Step
-            False in a condition where there is nothing to compute. It always fits: seats, token budget, KV blocks.
+            False in a condition where there is nothing to do. It always fits: seats, token budget, KV blocks.
+
+        Raises
+        ------
+        InputError
+            If the moment is no number.
         """
         began = perf_counter_ns()
         with self._lock:
@@ -197,19 +216,28 @@ class RollingHorizon:
         finished
             Requests that ended with it: their seats and blocks are free from now on.
         tokens
-            What the engine computed otherwise than planned: prompt tokens of a prefill, output tokens of a decode. Who
-            is not named did as planned.
+            What the engine computed otherwise than planned: prompt tokens of a prefill, with those that it found in its
+            prefix cache; output tokens of a decode. Who is not named did as planned, with as much in the cache as was
+            believed.
 
         Returns
         -------
         tuple of str
             All requests that ended with it, also those that reached their cap.
+
+        Raises
+        ------
+        InputError
+            If an argument is of another kind than it should be. Then nothing is learned, and the step can be reported again.
         """
+        names, computed = checked(step, finished, tokens)
         with self._lock:
-            return self.loop.observe(step, self._moment(finished_s), finished, tokens or {})
+            return self.loop.observe(step, self._moment(finished_s), names, computed)
 
     def cancel(self, request_id: str) -> bool:
         """Forget a request, whatever it does; say whether it was there. Later steps leave it out."""
+        if not isinstance(request_id, str):
+            raise InputError(f"{request_id!r}; expected the id of a request, a string", field="request_id")
         with self._lock:
             return self.loop.cancel(request_id)
 
@@ -271,6 +299,7 @@ class RollingHorizon:
         solver: Planner | str | None = "process",
         predictors: Sequence[str | Predictor] = DEFAULT,
         engine_restarted: bool = False,
+        now_s: float | None = None,
     ) -> Self:
         """Read what `save` wrote.
 
@@ -282,6 +311,9 @@ class RollingHorizon:
             As in the constructor; predictors take up what those of their names had learned.
         engine_restarted
             Whether the engine's KV cache is lost: then whoever ran waits, and is computed anew.
+        now_s
+            The moment now, where the clock is another one than before, such as that of a machine that was started anew:
+            everything goes on from here as from the last moment before `save`. None: the clock went on.
 
         Raises
         ------
@@ -290,19 +322,23 @@ class RollingHorizon:
         """
         from optimizer.online.saved import read
 
-        return read(cls, path, solver, predictors, engine_restarted)
+        return read(cls, path, solver, predictors, engine_restarted, now_s)
 
     def _moment(self, now_s: float) -> float:
-        # Written so that no number at all is caught as well.
-        if not self.now_s <= now_s < float("inf"):
+        try:
+            moment = float(now_s)
+        except (TypeError, ValueError):
+            raise InputError(f"{now_s!r}; expected seconds", field="now_s") from None
+        # Written so that NaN is caught as well.
+        if not self.now_s <= moment < math.inf:
             self.loop.counts.clock_jumps += 1
             return self.now_s
-        self.now_s = now_s
-        return now_s
+        self.now_s = moment
+        return moment
 
 
 def _planner(solver: Planner | str | None, engine: Engine, options: Mapping[str, object]) -> Planner | None:
-    if not isinstance(solver, str):
+    if solver is None or isinstance(solver, Planner):
         return solver
     if solver != "process":
         raise InputError(f"{solver!r}; expected 'process', None, or a planner", field="solver")

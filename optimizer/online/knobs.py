@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
 from optimizer.errors import InputError
+from optimizer.online.messages import real
 from optimizer.problem.metrics import TPOT_SLO_S, TTFT_SLO_S
 
 OnlineObjective = Literal["latency", "throughput", "goodput", "fair"]
@@ -69,15 +69,15 @@ class Levels:
     tpot_slo_s: float = TPOT_SLO_S
 
     def __post_init__(self) -> None:
-        if not 0.5 <= self.confidence < 1:
+        if not (real(self.confidence) and 0.5 <= self.confidence < 1):
             raise InputError(
                 f"{self.confidence!r}; expected a probability from 0.5 to below 1", field="confidence"
             )
-        if not 0 <= self.patience_s < math.inf:
+        if not (real(self.patience_s) and self.patience_s >= 0):
             raise InputError(f"{self.patience_s!r}; expected seconds >= 0", field="patience_s")
-        if not 0 <= self.exempt < 0.5:
+        if not (real(self.exempt) and 0 <= self.exempt < 0.5):
             raise InputError(f"{self.exempt!r}; expected a share from 0 to below 0.5", field="exempt")
         for field in ("tbt_s", "ttft_slo_s", "tpot_slo_s"):
             number = getattr(self, field)
-            if number is not None and not 0 < number < math.inf:
+            if number is not None and not (real(number) and number > 0):
                 raise InputError(f"{number!r}; expected seconds > 0", field=field)

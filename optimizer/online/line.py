@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from heapq import heapify, heappop, heappush
+from heapq import heapify, heappop, heappush, nsmallest
 from operator import attrgetter
 from typing import Protocol
 
@@ -109,25 +109,42 @@ class ShareLine:
         self._lines: dict[str, KeyLine] = {}
         self._served: dict[str, float] = {}
         self._floor = 0.0
+        self._heap: list[tuple[float, str]] = []
+        """Of (served, tenant): what is out of date is passed over when it comes up."""
 
     def push(self, entry: Entry) -> None:
         """Take in a request."""
         tenant = entry.request.tenant
         line = self._lines.get(tenant)
         if line is None:
-            least = min((self._served[t] for t in self._lines), default=self._floor)
+            first = self._least()
+            least = self._floor if first is None else self._served[first]
             self._served[tenant] = max(self._served.get(tenant, 0.0), least)
             line = self._lines[tenant] = KeyLine()
+            self._rank(tenant)
         line.push(entry)
+
+    def _least(self) -> str | None:
+        """Give the tenant that was served least, of those that wait."""
+        heap = self._heap
+        while heap:
+            served, tenant = heap[0]
+            if tenant in self._lines and self._served[tenant] == served:
+                return tenant
+            heappop(heap)
+        return None
+
+    def _rank(self, tenant: str) -> None:
+        """Put a tenant that waits in its place."""
+        heappush(self._heap, (self._served[tenant], tenant))
+        if len(self._heap) > 64 + 2 * len(self._lines):
+            self._heap = [(self._served[t], t) for t in self._lines]
+            heapify(self._heap)
 
     def head(self) -> Entry | None:
         """Show who is next."""
-        served = self._served
-        for tenant in sorted(self._lines, key=served.__getitem__):
-            entry = self._lines[tenant].head()
-            if entry is not None:
-                return entry
-        return None
+        tenant = self._least()
+        return None if tenant is None else self._lines[tenant].head()
 
     def gone(self, entry: Entry) -> None:
         """Learn that a request waits no more."""
@@ -141,13 +158,16 @@ class ShareLine:
 
     def first(self, most: int) -> list[Entry]:
         """Give the next of each tenant in turn."""
-        turns = [line.first(most) for line in self._lines.values()]
+        tenants = nsmallest(most, self._lines, key=self._served.__getitem__)
+        turns = [self._lines[tenant].first(most) for tenant in tenants]
         found = [row[i] for i in range(max(map(len, turns), default=0)) for row in turns if i < len(row)]
         return found[:most]
 
     def charge(self, tenant: str, work: float) -> None:
         """Count what a tenant was given, or (below 0) what it was charged too much."""
         self._served[tenant] = self._served.get(tenant, self._floor) + work
+        if tenant in self._lines:
+            self._rank(tenant)
         if len(self._served) > self._most + len(self._lines):
             self._served = {t: self._served[t] for t in {*self._lines, tenant}}
 

@@ -74,8 +74,8 @@ class Loop:
     def submit(self, request: Request, now_s: float) -> Admission:
         """Take a request in, or say why not."""
         s, counts = self.state, self.counts
-        counts.submitted += 1
         cap = s.cap_of(request)
+        counts.submitted += 1
         refusal = self._refusal(request, cap)
         if refusal is not None:
             reason, message = refusal
@@ -141,7 +141,7 @@ class Loop:
     def _expected_ticks(self, draft: Draft) -> int:
         s = self.state
         tokens = attention = contexts = fresh = 0
-        for entry, n, sampled in draft.chunks:
+        for (entry, _, sampled), (_, n) in zip(draft.chunks, draft.prefill, strict=True):
             after = s.context(entry)
             tokens += n
             attention += n * (after - n) + n * (n + 1) // 2
@@ -212,6 +212,8 @@ class Loop:
         s.remove(entry)
 
     def _learn_step_time(self, flight: Flight, finished_s: float) -> None:
+        if not flight.expected_ticks:
+            return  # it only dropped KV
         took = finished_s - max(flight.step.now_s, self.last_finish_s)
         self.last_finish_s = max(self.last_finish_s, finished_s)
         seen = took * TICKS_PER_SECOND / flight.expected_ticks

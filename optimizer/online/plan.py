@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol, cast, get_args
+from typing import Any, Protocol, cast, get_args, runtime_checkable
 
 from optimizer.errors import InputError
 from optimizer.online.knobs import Knobs, Mode
@@ -123,6 +123,7 @@ Snapshot = dict[str, Any]
 """What the solver is shown of a moment, as JSON: see `optimizer.online.snapshot`."""
 
 
+@runtime_checkable
 class Planner(Protocol):
     """Something that makes plans beside the loop; no call may wait."""
 

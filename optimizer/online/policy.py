@@ -187,6 +187,7 @@ class RollingHorizonPolicy(Policy):
             ttft_slo_s=own(requests.ttft_slo_s),
             tpot_slo_s=own(requests.tpot_slo_s),
             tenant="" if requests.tenant is None else requests.tenant[row],
+            cached_tokens=s.cached_tokens(row),
         )
 
     def _execute(self, s: EngineState, step: Step) -> None:
@@ -199,12 +200,13 @@ class RollingHorizonPolicy(Policy):
             s.take_decode_blocks()
         for name, tokens in step.prefill:
             row, cached = int(name), 0
+            admitted = s.cache is not None and row not in s.running
             if row not in s.running:
                 cached = s.cached_tokens(row)
                 s.admit(self._pool.take(row), cached)
             computed = min(tokens, s.left[row])
             s.schedule(row, computed)
-            if cached:
+            if admitted:
                 flights.correct(flights.all()[-1], name, cached + computed)
         if s.prefilling and step.decode:
             # After a preemption all but the last token may have been in the cache: what is left is a decode to the loop,

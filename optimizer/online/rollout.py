@@ -36,7 +36,7 @@ class Row:
 
     Attributes
     ----------
-    serial, prompt, cap, mu, sigma, most, arrival_s, due_s, weight, tpot_slo_s, key, life
+    serial, prompt, cached, cap, mu, sigma, most, arrival_s, due_s, weight, tpot_slo_s, key, life
         As `optimizer.online.snapshot` writes them.
     known, computed
         Tokens of its prompt and output so far, and those in the KV cache.
@@ -54,6 +54,7 @@ class Row:
     due_s: float
     life: int
     prompt: int
+    cached: int
     weight: float
     tpot_slo_s: float | None
 

@@ -28,6 +28,8 @@ _HARDLY = 2.5
 """Standard deviations of log-length that hardly any output exceeds."""
 _EARNED, _MOST_CREDIT = 0.65, 3.0
 """In TPOT levels: what a decoded token earns towards stalls, and the most that can be saved up."""
+_MOST_DEBT = 100.0
+"""In TPOT levels: a clock that jumps must not forbid stalls for good."""
 _EXEMPT_S = 600.0
 """By how much those whose wait is not protected stand back."""
 _MOST_CACHED = 4096
@@ -113,7 +115,7 @@ class Rule:
         entry.most = prompt + longest + self._block_tokens
         output = min(remaining_tokens(Belief(entry.mu, entry.sigma), 0), cap)
         self._learn_context(prompt + output / 2)
-        prefill = self._prices.prefill_s(prompt)
+        prefill = self._prices.prefill_s(prompt) - self._prices.prefill_s(entry.cached)
         work = (prefill + self._prices.decode_s(prompt, output)) / request.weight
         patience = 0.0 if self.objective == "throughput" else self.levels.patience_s
         entry.key = place_s(entry.arrival_s, work, patience)
@@ -169,7 +171,7 @@ class Rule:
         """Say which of its levels a request cannot meet on an idle engine; None: there is none."""
         if self.objective != "goodput":
             return None
-        full, rest = divmod(request.prompt_tokens, self._budget)
+        full, rest = divmod(max(1, request.prompt_tokens - request.cached_tokens), self._budget)
         first = full * step_s(self._clock, self._budget, 0) + step_s(self._clock, rest, 0)
         token = step_s(self._clock, 0, 0, 1, request.prompt_tokens)
         for what, least, level in (
@@ -224,6 +226,8 @@ class Rule:
         """
         assert isinstance(line, DueLine)
         steps = self._steps
+        if not state.decoding:  # nobody is stalled: an idle engine earns nothing, and spends nothing
+            self._credited_s, self._credited_clock = now_s, state.clock
         alone = bool(state.decoding) and self._earned_s(state, now_s) >= steps.limit_s
         if alone:
             most, time_s = min(steps.tokens(0, 0, 0, prefix), state.token_budget), steps.limit_s
@@ -235,7 +239,7 @@ class Rule:
         waiting = {e.serial: e for e in (*begun, *line.due(now_s, _MOST_DUE))}
         # Half a step to spare: what is computed in a step is there at its end.
         soon = now_s + steps.limit_s / 2
-        items = [(e.due_s - soon, state.left(e) * time_s / most, serial) for serial, e in waiting.items()]
+        items = [(e.due_s - soon, state.work(e) * time_s / most, serial) for serial, e in waiting.items()]
         chosen = in_time(item for item in items if item[0] > 0)
         return [waiting[serial] for _, _, serial in chosen], most, alone
 
@@ -245,7 +249,7 @@ class Rule:
         own = [e.request.tpot_slo_s for e in state.decoding.values() if e.request.tpot_slo_s is not None]
         pace, tokens = min([self.levels.tpot_slo_s, *own]), state.clock - self._credited_clock
         self._credit_s += _EARNED * pace * tokens - (now_s - self._credited_s)
-        self._credit_s = min(self._credit_s, _MOST_CREDIT * pace)
+        self._credit_s = max(min(self._credit_s, _MOST_CREDIT * pace), -_MOST_DEBT * pace)
         self._credited_s, self._credited_clock = now_s, state.clock
         return self._credit_s
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from optimizer.errors import InputError
 from optimizer.online.flights import Flight
-from optimizer.online.messages import Request, Step
+from optimizer.online.messages import Request, Step, real
 from optimizer.online.state import DECODE, ENDED, PREFILL, WAITING, Entry
 from optimizer.online.stats import Counts
 from optimizer.problem.engine import Engine
@@ -83,6 +83,7 @@ def read(
     solver: Planner | str | None,
     predictors: Sequence[str | Predictor],
     engine_restarted: bool,
+    now_s: float | None = None,
 ) -> H:
     """Make a horizon of what `write` wrote.
 
@@ -91,6 +92,8 @@ def read(
     InputError
         If the file is no saved horizon.
     """
+    if now_s is not None and not real(now_s):
+        raise InputError(f"{now_s!r}; expected seconds, or None", field="now_s")
     document = read_json(path)
     if not isinstance(document, dict) or document.get("schema") != SCHEMA:
         raise InputError(
@@ -103,6 +106,8 @@ def read(
             predictors=predictors,
             **document["options"],
         )
+        if now_s is not None:
+            _shift(document, now_s - document["now_s"])
         _fill(horizon, document)
         if engine_restarted:
             _throw_all_out(horizon)
@@ -111,6 +116,17 @@ def read(
             f"this is no saved horizon: {type(error).__name__}: {error}", file=str(path)
         ) from None
     return horizon
+
+
+def _shift(document: dict[str, Any], by_s: float) -> None:
+    """Move every moment; what steps that are under way say of theirs stays, for they are known by it."""
+    for name in ("now_s", "last_finish_s"):
+        document[name] += by_s
+    document["rule"]["credit"][1] += by_s
+    for entry in document["entries"]:
+        for name in ("arrival_s", "due_s", "key", "first_token_s"):
+            if entry[name] is not None:
+                entry[name] += by_s
 
 
 def _fill(horizon: RollingHorizon, document: dict[str, Any]) -> None:

@@ -27,6 +27,7 @@ COLUMNS = {
     "due_s": "due_s",
     "life": "life",
     "prompt": "request.prompt_tokens",
+    "cached": "cached",
     "weight": "request.weight",
     "tpot_slo_s": "request.tpot_slo_s",
 }

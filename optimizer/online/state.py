@@ -40,6 +40,8 @@ class Entry:
         Prompt and output tokens so far; while it decodes: less the decode clock.
     computed
         Tokens in the KV cache, unless it decodes; see `State.context`.
+    cached
+        Tokens at the start of its prompt that it need not compute when it is admitted: believed, not known.
     life
         Number of the step that admitted it last; -1: none did yet.
     ended
@@ -57,11 +59,13 @@ class Entry:
     """
 
     __slots__ = (
-        "arrival_s", "born", "cap", "computed", "due_s", "ended", "first_token_s", "key", "known", "life", "most", "mu",
+        "arrival_s", "born", "cached", "cap", "computed", "due_s", "ended", "first_token_s", "key", "known", "life", "most", "mu",
         "phase", "preemptions", "request", "serial", "sigma",
     )  # fmt: skip
 
-    def __init__(self, request: Request, serial: int, born: int, arrival_s: float, cap: int) -> None:
+    def __init__(
+        self, request: Request, serial: int, born: int, arrival_s: float, cap: int, block_tokens: int = 0
+    ) -> None:
         self.request, self.serial, self.born, self.arrival_s, self.cap = (
             request,
             serial,
@@ -71,12 +75,14 @@ class Entry:
         )
         self.phase = WAITING
         self.known = request.prompt_tokens
+        # The last token of a prompt is computed in any case: without it there is nothing to sample from.
+        self.cached = min(request.cached_tokens, request.prompt_tokens - 1)
         self.computed = self.preemptions = 0
         self.life = self.ended = -1
         self.key = self.due_s = arrival_s
         # Until a rule has an opinion: nothing is certain but the cap.
         self.mu, self.sigma = log(cap), 0.0
-        self.most = float(request.prompt_tokens + cap)
+        self.most = float(request.prompt_tokens + cap + block_tokens)
         self.first_token_s: float | None = None
 
 
@@ -143,6 +149,14 @@ class State:
         """Give the tokens that it must still compute before its next token is sampled."""
         return entry.known - entry.computed
 
+    def skipped(self, entry: Entry) -> int:
+        """Give the tokens that its next chunk has for nothing: what is believed to be cached, before anything is computed."""
+        return 0 if entry.computed else entry.cached
+
+    def work(self, entry: Entry) -> int:
+        """Give the tokens that the engine must compute before the next token of a request is sampled, as is believed."""
+        return entry.known - (entry.computed or entry.cached)
+
     def blocks_of(self, tokens: int) -> int:
         """Give the blocks that a request of that many tokens holds."""
         return -(-tokens // self.block_tokens)
@@ -183,7 +197,7 @@ class State:
 
     def add(self, request: Request, arrival_s: float, cap: int) -> Entry:
         """Take in a request; its id must be free."""
-        entry = Entry(request, self.serials, self.number, arrival_s, cap)
+        entry = Entry(request, self.serials, self.number, arrival_s, cap, self.block_tokens)
         self.serials += 1
         self.entries[request.id] = self.by_serial[entry.serial] = entry
         return entry

@@ -30,21 +30,26 @@ class Sequence:
     tokens: int
     kv: int = 0
     runs: bool = False
+    believed: int = 0
+    cached: int = 0
 
 
 class EngineDouble:
     """Executes steps; who computes all of its tokens samples one more.
 
-    `truth` says how many output tokens a request really wants.
+    Of a prompt that the horizon believes to be cached in part (`believed`), it finds `cached` tokens.
     """
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.sequences: dict[str, Sequence] = {}
         self.most_used = 0
+        self.differs: dict[str, int] = {}
+        self.fell_short: set[str] = set()
+        """What was computed otherwise than planned in the last step, with what was cached."""
 
-    def add(self, name: str, prompt: int) -> None:
-        self.sequences[name] = Sequence(prompt, prompt)
+    def add(self, name: str, prompt: int, believed: int = 0, cached: int = 0) -> None:
+        self.sequences[name] = Sequence(prompt, prompt, believed=min(believed, prompt - 1), cached=cached)
 
     def drop(self, name: str) -> None:
         self.sequences.pop(name, None)
@@ -71,6 +76,7 @@ class EngineDouble:
         planned = sum(tokens for _, tokens in step.prefill) + len(step.decode)
         if planned > self.engine.max_num_batched_tokens:
             raise Infeasible(f"{planned} tokens")
+        self.differs, self.fell_short = {}, set()
         names = [name for name, _ in step.prefill] + list(step.decode)
         if len(set(names)) != len(names):
             raise Infeasible(f"somebody twice: {names}")
@@ -78,6 +84,10 @@ class EngineDouble:
             s = self.sequences.get(name)
             if s is None or name in skip:
                 continue
+            planned, before = tokens + (0 if s.kv else s.believed), s.kv
+            if not s.kv:
+                # Who is behind fell short already: its cache is as good as believed.
+                s.kv = s.believed if name in behind else s.cached
             left = s.tokens - s.kv
             if name in behind:
                 tokens = min(tokens, left)
@@ -88,6 +98,10 @@ class EngineDouble:
             s.runs = True
             done = short.get(name, tokens)
             s.kv += done
+            if s.kv - before != planned and name not in behind:
+                self.differs[name] = s.kv - before
+                if self.differs[name] < planned:
+                    self.fell_short.add(name)
             if s.kv == s.tokens:
                 s.tokens += 1
         running = sum(s.runs for s in self.sequences.values())

@@ -55,3 +55,18 @@ def test_next_step_waits_for_work_and_close_ends_the_wait():
         assert not await step
 
     asyncio.run(asyncio.wait_for(everything(), 30))
+
+
+def test_a_lost_report_does_not_keep_next_step_waiting_for_ever():
+    """Who reached its cap in a step that nobody reported ends after a window, though nobody calls."""
+
+    async def everything():
+        async with AsyncHorizon(RollingHorizon(toy_engine(), window_s=0.05, solver=None)) as horizon:
+            await horizon.submit(Request("a", 4, 1))
+            assert (await horizon.next_step()).prefill == (("a", 4),)
+            step = asyncio.create_task(horizon.next_step())
+            await asyncio.sleep(0.3)
+            assert horizon.stats().running == 0
+            step.cancel()
+
+    asyncio.run(asyncio.wait_for(everything(), 30))

@@ -114,13 +114,16 @@ class Faults(RuleBasedStateMachine):
         again=st.booleans(),
         tenant=st.sampled_from(["", "x", "y"]),
         slo=st.none() | st.floats(0.001, 2.0),
+        believed=st.just(0) | st.integers(0, 60),
+        found=st.floats(0, 1) | st.just(1.0),
     )
-    def submit(self, prompt, cap, wants, guess, again, tenant, slo):
+    def submit(self, prompt, cap, wants, guess, again, tenant, slo, believed, found):
         name = f"r{self.names - 1 if again and self.names else self.names}"
         self.names += not (again and self.names)
         request = Request(
-            name, prompt, cap, predicted_tokens=guess, tenant=tenant, ttft_slo_s=slo, log_sigma=0.5
-        )
+            name, prompt, cap, predicted_tokens=guess, tenant=tenant, ttft_slo_s=slo, log_sigma=0.5,
+            cached_tokens=believed,
+        )  # fmt: skip
         admission = self.horizon.submit(request, self.now)
         if name in self.alive:
             assert admission.reason == "duplicate"
@@ -134,13 +137,13 @@ class Faults(RuleBasedStateMachine):
         assert admission.max_output_tokens >= 1
         self.alive.add(name)
         self.truth[name] = min(wants, admission.max_output_tokens)
-        self.double.add(name, prompt)
+        self.double.add(name, prompt, believed, int(found * min(believed, prompt - 1)))
 
     @rule()
     def step(self):
         if len(self.under) < 3:
             step = self.horizon.next_step(self.now)
-            if step or step.preempt:
+            if step:
                 self.under.append(Under(step))
                 for name in self.fell:
                     self.fell[name] = self.under[-1].follows(name, self.fell[name])
@@ -157,17 +160,12 @@ class Faults(RuleBasedStateMachine):
         if free and data.draw(st.integers(0, 5)) == 0:
             name = data.draw(st.sampled_from(free))
             short[name] = data.draw(st.integers(0, parts[name] - 1))
-            flight.short.add(name)
-            how = "void"
-            for later in self.under:
-                how = later.follows(name, how)
-            self.fell[name] = how
         more = not short and not self.under and not self.reports and free and data.draw(st.booleans())
         if more:
             name = data.draw(st.sampled_from(free))
             short[name] = self._more_than_planned(flight, name)
         self.double.execute(flight.step, short, skip, flight.behind)
-        flight.tokens.update(short)
+        self._note(flight)
         for name in list(self.double.sequences):
             if name in self.truth and self.double.generated(name) >= self.truth[name]:
                 # It ends of itself: the engine frees it and says so.
@@ -178,14 +176,25 @@ class Faults(RuleBasedStateMachine):
             self.reports.pop()
             self._deliver(flight)
 
+    def _note(self, flight):
+        """Remember what was not as planned until it is reported, and what follows for the steps under way."""
+        flight.tokens.update(self.double.differs)
+        for name in sorted(self.double.fell_short):
+            flight.short.add(name)
+            how = "void"
+            for later in self.under:
+                how = later.follows(name, how)
+            self.fell[name] = how
+
     def _more_than_planned(self, flight, name):
         """A prompt whose middle was cached: all of it is computed, if there is room."""
         s, b = self.double.sequences[name], self.double.engine.block_tokens
         planned = flight.parts()[name]
-        need = -(-s.tokens // b) + sum(-(-n // b) + 1 for n in flight.parts().values())
+        believed = sum(s.believed for s in self.double.sequences.values())
+        need = -(-(s.tokens + believed) // b) + sum(-(-n // b) + 2 for n in flight.parts().values())
         if name in flight.step.decode or self.double.used() + need > self.double.engine.kv_blocks:
             return planned
-        return s.tokens - s.kv
+        return s.tokens - (s.kv or s.cached)
 
     def _same(self, flight, name):
         """Whether the request that the step knew by this name is the one of now."""
@@ -308,7 +317,7 @@ class Faults(RuleBasedStateMachine):
         for _ in range(20_000):
             if not self.under:
                 step = self.horizon.next_step(self.now)
-                if not step and not step.preempt:
+                if not step:
                     self.now += 2.0
                     idle += 1
                     if not self.horizon.loop.state.entries:
@@ -327,6 +336,7 @@ class Faults(RuleBasedStateMachine):
         flight = self.under.pop(0)
         skip = {n for n in flight.parts() if n in flight.tokens or not self._same(flight, n)}
         self.double.execute(flight.step, {}, skip, flight.behind)
+        self._note(flight)
         for name in list(self.double.sequences):
             if self.double.generated(name) >= self.truth[name] and name in self.horizon.loop.state.entries:
                 self.double.drop(name)

@@ -118,12 +118,55 @@ def test_options_out_of_range_are_refused(options, what):
         {"predicted_tokens": math.nan},
         {"log_sigma": -1.0},
         {"weight": 0.0},
+        {"weight": 5e-324},
         {"ttft_slo_s": math.inf},
+        {"cached_tokens": -1},
+        {"cached_tokens": 2.0},
+        {"tenant": None},
     ],
 )
 def test_requests_that_make_no_sense_are_refused(field):
     with pytest.raises(InputError, match=next(iter(field))):
         Request("a", **({"prompt_tokens": 10} | field))
+    with pytest.raises(InputError, match="id"):
+        Request(7, 10)
+
+
+@pytest.mark.parametrize(
+    ("what", "call"),
+    [
+        ("request", lambda h, step: h.submit("b", 0.0)),
+        ("now_s", lambda h, step: h.submit(Request("b", 4), None)),
+        ("now_s", lambda h, step: h.next_step("noon")),
+        ("step", lambda h, step: h.observe(None, 0.1)),
+        ("finished", lambda h, step: h.observe(step, 0.1, "a")),
+        ("finished", lambda h, step: h.observe(step, 0.1, None)),
+        ("finished", lambda h, step: h.observe(step, 0.1, [3])),
+        ("tokens", lambda h, step: h.observe(step, 0.1, tokens=["a"])),
+        ("tokens", lambda h, step: h.observe(step, 0.1, tokens={"a": 1.5})),
+        ("tokens", lambda h, step: h.observe(step, 0.1, tokens={"a": math.nan})),
+        ("tokens", lambda h, step: h.observe(step, 0.1, tokens={"a": None})),
+        ("request_id", lambda h, step: h.cancel(["a"])),
+    ],
+)
+def test_arguments_of_the_wrong_kind_are_refused_and_change_nothing(what, call):
+    horizon = started()
+    step = horizon.next_step(0.0)
+    before = horizon.stats().to_document()["counts"]
+    with pytest.raises(InputError, match=f"field .*{what}"):
+        call(horizon, step)
+    assert horizon.stats().to_document()["counts"] == before
+    books_balance(horizon)
+    assert horizon.observe(step, 0.1, ["a"]) == ("a",), "the report is still waited for"
+
+
+def test_numbers_may_be_those_of_numpy(tmp_path):
+    horizon = started()
+    step = horizon.next_step(np.float32(0.5))
+    horizon.observe(step, np.float64(0.6), tokens={"a": np.int64(5)})
+    horizon.save(tmp_path / "saved.json")
+    again = RollingHorizon.restore(tmp_path / "saved.json", solver=None)
+    assert again.next_step(0.7) == horizon.next_step(0.7)
 
 
 # ---- what the engine did otherwise
@@ -184,6 +227,74 @@ def test_blocks_that_the_engine_took_too_many_of_are_made_free():
     step = horizon.next_step(0.02)
     assert len(step.preempt) == 1
     assert horizon.loop.state.free_blocks >= 0
+
+
+def test_a_step_that_only_drops_kv_is_not_empty():
+    """Who loops while there is a step would else never hear of it, and the engine would keep the blocks."""
+    horizon = horizon_of(kv_blocks=10, block_tokens=4, max_num_seqs=2, max_num_batched_tokens=64)
+    horizon.submit(Request("a", 20, 3), 0.0)
+    horizon.submit(Request("b", 4, 30, predicted_tokens=2.0, log_sigma=0.01), 0.0)
+    steps = [horizon.next_step(0.0) for _ in range(3)]
+    assert steps[2].decode == ("b", "a"), "a has all its tokens then"
+    horizon.observe(steps[1], 0.01, tokens={"b": 20})
+    step = horizon.next_step(0.01)
+    assert step
+    assert (step.preempt, step.prefill, step.decode) == (("b",), (), ())
+    assert horizon.observe(steps[2], 0.02) == ("a",)
+    assert horizon.observe(step, 0.02) == ()
+    again = horizon.next_step(0.02)
+    assert [name for name, _ in again.prefill] == ["b"]
+    books_balance(horizon)
+
+
+# ---- what is believed to be cached
+
+
+def test_what_is_believed_to_be_cached_is_not_computed_but_has_its_blocks():
+    horizon = horizon_of(kv_blocks=30, block_tokens=4, max_num_batched_tokens=16)
+    horizon.submit(Request("a", 40, 5, cached_tokens=32), 0.0)
+    horizon.submit(Request("b", 6, 5, cached_tokens=99), 0.0)
+    step = horizon.next_step(0.0)
+    assert sorted(step.prefill) == [("a", 8), ("b", 1)], "the last token of a prompt is computed in any case"
+    assert horizon.loop.state.used_blocks == 10 + 2
+    horizon.observe(step, 0.01)
+    assert sorted(horizon.next_step(0.01).decode) == ["a", "b"]
+    books_balance(horizon)
+
+
+def test_what_was_not_cached_after_all_is_computed():
+    horizon = horizon_of(kv_blocks=30, block_tokens=4, max_num_batched_tokens=16)
+    horizon.submit(Request("a", 40, 5, cached_tokens=32), 0.0)
+    step = horizon.next_step(0.0)
+    horizon.observe(step, 0.01, tokens={"a": 12 + 8})
+    steps = [horizon.next_step(0.01) for _ in range(3)]
+    assert [s.prefill or s.decode for s in steps] == [(("a", 16),), (("a", 4),), ("a",)]
+    books_balance(horizon)
+
+
+def test_a_belief_in_the_cache_does_not_make_memory_unsafe():
+    """All of it cached is no reason to admit what would not fit if nothing were."""
+    for cached in (0, 39):
+        horizon = horizon_of(kv_blocks=16, block_tokens=4, max_num_batched_tokens=64)
+        horizon.submit(Request("a", 40, 8), 0.0)
+        horizon.submit(Request("b", 40, 8, cached_tokens=cached), 0.0)
+        horizon.next_step(0.0)
+        assert horizon.stats().running == 1
+
+
+def test_who_has_its_prompt_cached_goes_before_others_of_its_length():
+    horizon = horizon_of(max_num_seqs=1, kv_blocks=400)
+    horizon.submit(Request("a", 400, 5), 0.0)
+    horizon.submit(Request("b", 400, 5, cached_tokens=396), 0.001)
+    assert horizon.next_step(0.01).prefill == (("b", 4),)
+
+
+def test_what_is_cached_counts_for_the_level_of_the_first_token():
+    horizon = horizon_of("goodput", kv_blocks=400)
+    late = {"prompt_tokens": 400, "ttft_slo_s": 0.05}
+    assert horizon.submit(Request("a", **late), 0.0).reason == "slo"
+    assert horizon.submit(Request("b", **late, cached_tokens=390), 0.0).status == "admitted"
+    assert horizon.next_step(0.0).prefill == (("b", 10),)
 
 
 def test_steps_are_reported_once_in_any_order():
@@ -342,6 +453,23 @@ def test_who_is_late_is_served_last():
         horizon.submit(Request(name, 4, 2), now)
     end = serve(horizon, dict.fromkeys("abc", 2), now=0.2)
     assert end["c"] < min(end["a"], end["b"])
+
+
+@pytest.mark.parametrize("began_s", [1e4, 1.7e9])
+def test_goodput_does_not_depend_on_where_the_clock_began(began_s):
+    def steps(began_s):
+        horizon = horizon_of("goodput", kv_blocks=4000, max_num_batched_tokens=64, max_num_seqs=16)
+        found, now = [], began_s
+        for i in range(80):
+            horizon.submit(Request(f"{i}", 30, 30), now)
+            step = horizon.next_step(now)
+            found.append((step.prefill, step.decode))
+            now += 0.015625
+            horizon.observe(step, now)
+        return found
+
+    assert any(prefill and not decode for prefill, decode in steps(0.0)[1:]), "decodes are stalled at times"
+    assert steps(began_s) == steps(0.0)
 
 
 def test_the_longest_prompts_stand_back_where_a_share_is_exempt():
@@ -514,6 +642,23 @@ def test_a_restored_horizon_goes_on_as_it_would_have(tmp_path_factory, lengths, 
         if not first:
             break
     assert not outputs.keys() & horizon.loop.state.entries.keys()
+
+
+@pytest.mark.parametrize("objective", ["latency", "goodput"])
+def test_a_restored_horizon_may_go_on_with_another_clock(tmp_path, objective):
+    """A machine that was started anew counts from zero: the old moment would not be reached for days."""
+    horizon = horizon_of(objective, max_num_seqs=2)
+    for i in range(6):
+        horizon.submit(Request(f"{i}", 10 + 7 * i % 12, 5), 1e6 + 0.01 * i)
+    horizon.save(tmp_path / "saved.json")
+    now = 1e6 + 0.05
+    again = RollingHorizon.restore(tmp_path / "saved.json", solver=None, now_s=5.0)
+    ends = [serve(h, {f"{i}": 5 for i in range(6)}, now=at) for h, at in ((horizon, now), (again, 5.0))]
+    assert list(ends[0]) == list(ends[1])
+    assert again.stats().counts.clock_jumps == 0
+    assert again.stats().latency_mean_s == pytest.approx(horizon.stats().latency_mean_s, rel=1e-6)
+    with pytest.raises(InputError, match="now_s"):
+        RollingHorizon.restore(tmp_path / "saved.json", solver=None, now_s=math.nan)
 
 
 def test_where_the_engine_was_restarted_everything_is_computed_anew(tmp_path):

@@ -158,6 +158,18 @@ def test_a_predictor_that_becomes_better_is_taken_back():
     assert not lengths.scores["given"].dropped
 
 
+def test_one_wild_prediction_does_not_cost_the_others_their_predictor():
+    lengths = Lengths(("given",))
+    for wild in (
+        Request("x", 50, predicted_tokens=1e308),
+        Request("y", 50, predicted_tokens=9.0, log_sigma=1e300),
+    ):
+        assert lengths.quantile(wild, 0, 0.9) > 0
+        lengths.observe(wild, 100)
+    assert not lengths.scores["given"].broken
+    assert lengths.quantile(Request("z", 50, predicted_tokens=300.0), 0, 0.5) == pytest.approx(300, rel=0.5)
+
+
 @pytest.mark.parametrize("said", [float("nan"), float("inf"), -5.0, "much", RuntimeError()])
 def test_nonsense_is_passed_over(said):
     class Broken:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -103,6 +105,39 @@ def test_shares_are_equal_whatever_is_asked():
         line.charge(e.request.tenant, 10.0)
         serve(line, e)
     assert abs(served["greedy"] - served["modest"]) <= 1
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.booleans(), st.integers(-20, 40)), max_size=80))
+def test_the_tenant_served_least_is_next(moves):
+    """Whoever comes, goes and is charged: the head is of a tenant that was served least of those that wait."""
+    line, waits = ShareLine(), {}
+    for serial, (tenant, comes, work) in enumerate(moves):
+        name = f"t{tenant}"
+        if comes or not waits:
+            waits[serial] = entry(serial, float(serial), tenant=name)
+            line.push(waits[serial])
+        else:
+            e = line.head()
+            assert line._served[e.request.tenant] == min(
+                line._served[w.request.tenant] for w in waits.values()
+            )
+            serve(line, waits.pop(e.serial))
+        line.charge(name, float(work))
+        assert (line.head() is None) == (not waits)
+        assert {e.serial for e in line.first(200)} == waits.keys()
+
+
+def test_a_head_is_found_fast_among_many_tenants():
+    """Asked for sixty-four times per step: it may not look at all of them."""
+    line = ShareLine()
+    for serial in range(10_000):
+        line.push(entry(serial, float(serial), tenant=f"t{serial}"))
+    began = time.thread_time()
+    for _ in range(2000):
+        e = line.head()
+        serve(line, e)
+        line.charge(e.request.tenant, 10.0)
+    assert time.thread_time() - began < 0.4
 
 
 def test_nobody_saves_shares_up():

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from optimizer.capacity import engine as engine_of
 from optimizer.check import check
 from optimizer.errors import InputError
 from optimizer.online.knobs import Knobs
@@ -21,6 +22,7 @@ from optimizer.online.window import Effort
 from optimizer.policies import Policy, register
 from optimizer.problem import Engine, Instance, PrefixHashes, Requests, StepTime, with_knowledge
 from optimizer.simulator import simulate
+from optimizer.traces import generate
 from tests.online.double import toy_engine
 
 STEP = StepTime.affine(
@@ -179,6 +181,14 @@ def test_the_solver_pays_where_memory_is_scarce():
     )
     assert solved.e2e_s.mean() < 0.98 * alone.e2e_s.mean()
     assert solved.ttft_s.max() < 1.02 * alone.ttft_s.max()
+
+
+def test_what_the_cache_holds_is_used_where_prefixes_are_shared():
+    requests = with_knowledge(generate("shared-prefix", 800, 0, rate=60.0), "exact")
+    instance = Instance("chats", requests, engine_of("llama3.1-8b@h200", prefix_caching=True))
+    ours = simulate(instance, RollingHorizonPolicy(solver="none")).metrics
+    served = simulate(instance, "vllm-v1").metrics
+    assert ours.e2e_s.mean() < served.e2e_s.mean()
 
 
 @pytest.mark.parametrize(
