@@ -174,6 +174,11 @@ class ProcessPlanner:
             starting.join()
         self._kill()
 
+    def __del__(self) -> None:
+        """End the process also where nobody closed: a `Popen` that is dropped while its process runs keeps its pipes open."""
+        if getattr(self, "_child", None) is not None:
+            self._kill()
+
     # ---- the process
 
     def _start(self) -> None:

@@ -41,16 +41,18 @@ class SimulatedEngine:
         """By request: prompt and output so far."""
         self._end: dict[str, int] = {}
         self._held: dict[str, int] = {}
+        self._cached: dict[str, int] = {}
 
-    def add(self, name: str, prompt_tokens: int, output_tokens: int) -> None:
-        """Take a request in that will end of itself after so many tokens."""
+    def add(self, name: str, prompt_tokens: int, output_tokens: int, cached_tokens: int = 0) -> None:
+        """Take a request in that will end of itself after so many tokens, and whose prompt is cached in part."""
+        self._cached[name] = min(cached_tokens, prompt_tokens - 1)
         self._prompt[name] = self._tokens[name] = prompt_tokens
         self._held[name] = 0
         self._end[name] = prompt_tokens + output_tokens
 
     def drop(self, name: str) -> None:
         """Forget a request."""
-        del self._prompt[name], self._tokens[name], self._held[name], self._end[name]
+        del self._prompt[name], self._tokens[name], self._held[name], self._end[name], self._cached[name]
 
     def has_output(self, name: str) -> bool:
         """Say whether a request has sampled a token."""
@@ -63,7 +65,7 @@ class SimulatedEngine:
             held[name] = 0
         chunk = attention = contexts = context = 0
         for name, n in step.prefill:
-            before = held[name]
+            before = held[name] or self._cached[name]
             chunk += n
             attention += n * before + n * (n + 1) // 2
             held[name] = before + n

@@ -178,7 +178,7 @@ class _Search:
         keys: dict[str, Callable[[Any], float]] = {
             "shortest": lambda r: left(r) / r.weight,
             "smallest": lambda r: (r.known * left(r) + left(r) * (left(r) + 1) / 2) / r.weight,
-            "least prompt": lambda r: r.known / r.weight,
+            "least prompt": lambda r: (r.known - r.cached) / r.weight,
         }
         if self._objective == "throughput":
             keys["longest"] = lambda r: -left(r)

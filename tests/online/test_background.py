@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -72,6 +73,19 @@ def test_plans_come_from_another_process_and_it_ends_with_the_loop():
         assert horizon.stats().solver.mean_s > 0
     assert ends(pid)
     assert not horizon.next_step(1e6)
+
+
+@pytest.mark.long
+def test_a_horizon_that_is_dropped_takes_its_process_along():
+    def used():
+        planner = planner_of()
+        horizon = RollingHorizon(toy_engine(), solver=planner)
+        loop(horizon, lambda: planner.stats().answers >= 1)
+        return planner._child.pid
+
+    pid = used()
+    gc.collect()
+    assert ends(pid)
 
 
 @pytest.mark.long

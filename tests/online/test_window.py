@@ -27,15 +27,16 @@ SURE = {"log_sigma": 0.0}
 Lengths = st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30)), min_size=2, max_size=10)
 
 
-def waiting(lengths, objective="latency", steps=0, guesses=None, **engine):
+def waiting(lengths, objective="latency", steps=0, guesses=None, cached=(0,), **engine):
     """A horizon some steps on, and its engine; lengths are known unless guesses are given."""
     horizon = RollingHorizon(toy_engine(**engine), objective, solver=None)
     simulated = SimulatedEngine(horizon.engine)
     for i, (prompt, output) in enumerate(lengths):
         guess = float(output) if guesses is None else guesses[i]
         sure = SURE if guesses is None else {"log_sigma": 0.5}
-        horizon.submit(Request(f"{i}", prompt, 60, predicted_tokens=guess, **sure), 0.0)
-        simulated.add(f"{i}", prompt, output)
+        held = {"cached_tokens": cached[i % len(cached)]}
+        horizon.submit(Request(f"{i}", prompt, 60, predicted_tokens=guess, **sure, **held), 0.0)
+        simulated.add(f"{i}", prompt, output, **held)
     now = 0.0
     for _ in range(steps):
         step = horizon.next_step(now)
@@ -59,10 +60,10 @@ def seen_of(horizon, now, plan=None):
 
 
 @settings(max_examples=40, deadline=None)
-@given(Lengths, st.integers(0, 25))
-def test_a_rollout_is_what_the_loop_then_does(lengths, steps):
+@given(Lengths, st.integers(0, 25), st.lists(st.integers(0, 30), min_size=1, max_size=4))
+def test_a_rollout_is_what_the_loop_then_does(lengths, steps, cached):
     """With lengths known, and memory for all: the same steps, so the same sum of latencies."""
-    horizon, simulated, now = waiting(lengths, steps=steps, kv_blocks=500)
+    horizon, simulated, now = waiting(lengths, steps=steps, cached=cached, kv_blocks=500)
     seen = seen_of(horizon, now) | {"rate": 0.0}
     rollouts = Rollouts(horizon.engine, "latency", seen, Levels(), scenarios=1)
     rollouts._chosen_by = [Scenario({i: output for i, (_, output) in enumerate(lengths)}, ())]
