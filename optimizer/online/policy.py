@@ -71,8 +71,8 @@ class RollingHorizonPolicy(Policy):
     the seconds that each solve really took in place of a number, and such runs do not.
 
     With prefix caching a request is submitted with the tokens that the cache holds of it when it arrives; what it holds when
-    the request is admitted is reported. Blocks that requests share are counted for each of them, so admission is more
-    careful than it needs to be where memory is scarce.
+    the request is admitted is reported. Blocks that requests share are counted for each of them: where memory is scarce
+    and long prefixes are shared, fewer run than could, and first come first served is better.
 
     `solver`: `cp-sat`, `milp` or `search` (what proposes orders beside the simple ones), or `none`: the heuristic alone. The
     other options are those of `RollingHorizon`.
