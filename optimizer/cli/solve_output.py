@@ -239,6 +239,8 @@ def _show(result: Result, card: EngineCard | None) -> None:
          f"{_better(r.primal, r.heuristic)} the best policy"),
         *((name, _value(r.second, name)) for name in second),
         ("bound", "none is known" if r.dual is None else f"{_value(r.dual, first)} ({r.bound_by}): no schedule is below it"),
+        *([("certified", f"{_value(r.certified, first)}: so much the certificate proves; the rest is the word of {r.bound_by}")]
+          if r.certified is not None and r.certified != r.dual else []),
         ("gap", "not known" if r.gap is None else f"{_percent(r.gap)}: so far from optimal at most"),
         *([("slippage", _slippage(r, first))] if r.claimed is not None else []),
         ("checked", str(r.check).partition("\n")[0]),

@@ -117,7 +117,7 @@ def _claims(result: Result, instance: Instance, objective: Objective) -> Known:
     since = next((p.seconds for p in result.progress if p.primal == result.primal), result.seconds)
     primal = claim(result.primal, result.found_by, since)
     dual = None
-    if result.dual is not None and result.certificate is not None:
+    if result.certificate is not None:
         proved = verify(result.certificate, instance)
         since = next((p.seconds for p in result.progress if p.dual == proved.rounded_down), result.seconds)
         dual = claim(proved.rounded_down, proved.kind, since)

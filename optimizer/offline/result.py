@@ -66,8 +66,9 @@ class Result:
         The independent checker's report on the schedule.
     found_by, bound_by
         What gave the schedule and the bound.
-    certificate
-        What proves the bound: `optimizer check CERTIFICATE --instance FILE` computes it again. None: no bound.
+    certified, certificate
+        The best bound that a certificate proves, and the certificate: `optimizer check CERTIFICATE --instance FILE` computes
+        it again. Below `dual` where a solver proved more; None: there is none.
     baseline, baseline_policy
         Value of vLLM's first come first served, where it can serve the instance, else of the first policy that can.
     heuristic, heuristic_policy
@@ -92,6 +93,7 @@ class Result:
     check: CheckReport
     found_by: str
     bound_by: str | None
+    certified: float | None
     certificate: dict[str, Any] | None
     baseline: float
     baseline_policy: str
@@ -142,6 +144,7 @@ class Result:
             "metrics": self.simulation.metrics.summary(),
             "progress": [[p.seconds, p.primal, p.dual, p.source] for p in self.progress],
             "plan": None if self.plan is None else self.plan.to_document(),
+            "certified": self.certified,
             "certificate": self.certificate,
             "versions": _versions(),
         }

@@ -120,6 +120,7 @@ class _Solve:
         self.start = time.monotonic()
         self.best: _Candidate | None = None
         self.bound: Bound | None = None
+        self.certified: Bound | None = None
         self.progress: list[Progress] = []
         self.by_policy: dict[str, Value] = {}
 
@@ -250,6 +251,8 @@ class _Solve:
 
     def offer_bound(self, bound: Bound) -> None:
         """Keep a bound if it is the best so far."""
+        if bound.certificate is not None and (self.certified is None or bound.value > self.certified.value):
+            self.certified = bound
         # A solver's word for the same value does not replace a certificate.
         if self.bound is None or bound.value > self.bound.value + _EQUAL * abs(self.bound.value):
             self.bound = bound
@@ -296,9 +299,10 @@ class _Solve:
             claimed = best.value[0]
         report = check(simulation.schedule, self.instance)
         values = [value_of(simulation.metrics, self.instance.requests, goal) for goal in self.goals]
-        dual = None if self.bound is None else self.bound.value
-        if dual is not None and dual >= values[0] * (1 - _EQUAL):
-            dual = values[0]
+        dual, certified = (
+            None if b is None else values[0] if b.value >= values[0] * (1 - _EQUAL) else b.value
+            for b in (self.bound, self.certified)
+        )
         names = [name for name in (BASELINE, _SAFE_BASELINE) if name in self.by_policy]
         baseline = (names or list(self.by_policy))[0]
         heuristic = min(self.by_policy, key=lambda name: self.by_policy[name])
@@ -313,7 +317,8 @@ class _Solve:
             check=report,
             found_by=best.source,
             bound_by=None if self.bound is None else self.bound.by,
-            certificate=None if self.bound is None else self.bound.certificate,
+            certified=certified,
+            certificate=None if self.certified is None else self.certified.certificate,
             baseline=self.by_policy[baseline][0] if self.at_truth else self._true_value(baseline),
             baseline_policy=baseline,
             heuristic=self.by_policy[heuristic][0] if self.at_truth else self._true_value(heuristic),

@@ -75,7 +75,7 @@ class RollingHorizonPolicy(Policy):
     and long prefixes are shared, fewer run than could, and first come first served is better.
 
     `solver`: `cp-sat`, `milp` or `search` (what proposes orders beside the simple ones), or `none`: the heuristic alone. The
-    other options are those of `RollingHorizon`.
+    other options are those of `RollingHorizon`; `exempt` is set as in `horizon`, with which it is compared.
     """
 
     objective: OnlineObjective = "latency"
@@ -86,7 +86,7 @@ class RollingHorizonPolicy(Policy):
     evaluations: int = 16
     confidence: float = 0.95
     patience_s: float = 48.0
-    exempt: float = 0.0
+    exempt: float = 0.009
     ttft_slo_s: float = TTFT_SLO_S
     tpot_slo_s: float = TPOT_SLO_S
 

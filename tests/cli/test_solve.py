@@ -20,7 +20,7 @@ from optimizer.simulator.recorder import Recorder
 
 KEYS = {
     "schema", "primal", "dual", "gap", "baseline", "checked", "limit", "heuristic", "found_by", "bound_by", "seconds", "seed",
-    "progress", "plan", "certificate", "trace", "lengths", "engine", "versions",
+    "progress", "plan", "certified", "certificate", "trace", "lengths", "engine", "versions",
 }  # fmt: skip
 FILES = {"solve.json", "schedule.json", "certificate.json", "instance.json", "picture.png"}
 
@@ -127,6 +127,15 @@ def test_a_model_that_is_right_has_no_slippage(run, tmp_path):
     document = json.loads((tmp_path / "results/packing/solve.json").read_text())
     assert document["claimed"] == document["primal"] == 9
     assert "slippage       none" in ended.out
+
+
+def test_what_a_solver_proves_stands_beside_what_a_certificate_does(run, tmp_path):
+    ended = run("solve", "toy/two-ramps", "--time-limit", 60)
+    document = json.loads((tmp_path / "results/two-ramps/solve.json").read_text())
+    assert (document["primal"], document["dual"], document["certified"]) == (5, 5, 4)
+    assert "certified      4 s: so much the certificate proves; the rest is the word of CP-SAT" in ended.out
+    proof = run("check", "results/two-ramps/certificate.json", "--instance", "toy/two-ramps")
+    assert proof.out.startswith("yes: no schedule has a mean-latency below 4.0 s")
 
 
 def test_ends_at_the_wanted_gap(run, crowded, tmp_path):
