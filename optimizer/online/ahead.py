@@ -14,6 +14,7 @@ from optimizer.online.line import Order
 from optimizer.online.messages import Request
 from optimizer.online.rule import Rule
 from optimizer.online.state import PREFILL, WAITING, Entry, State
+from optimizer.policies.horizon_order import EXEMPT_S
 from optimizer.units import TICKS_PER_SECOND
 
 if TYPE_CHECKING:
@@ -177,12 +178,12 @@ class Run:
         return total + behind + len(self._rows) * excess
 
     def longest_wait_s(self) -> float:
-        """Give the longest wait for a first token, of those who had none."""
+        """Give the longest wait for a first token, of those who had none and whose wait is protected."""
         return max(
             (
                 self.first.get(i, self._now) - r.arrival_s
                 for i, r in self._rows.items()
-                if r.known == r.prompt
+                if r.known == r.prompt and r.key - r.arrival_s < EXEMPT_S
             ),
             default=0.0,
         )

@@ -17,6 +17,7 @@ from optimizer.online.line import DueLine, KeyLine, Line, ShareLine
 from optimizer.online.messages import Request
 from optimizer.online.recent import Recent
 from optimizer.online.state import GONE, PREFILL, Entry, State
+from optimizer.policies.horizon_order import EXEMPT_S, LARGE, OVERTAKEN
 from optimizer.policies.horizon_rules import Belief, in_time, place_s, pressure, remaining_tokens
 from optimizer.policies.horizon_steps import LATE, LEVELS, USUAL, StepRule, WorkPrices, chunk_within, step_s
 from optimizer.problem.engine import Engine
@@ -30,8 +31,6 @@ _EARNED, _MOST_CREDIT = 0.65, 3.0
 """In TPOT levels: what a decoded token earns towards stalls, and the most that can be saved up."""
 _MOST_DEBT = 100.0
 """In TPOT levels: a clock that jumps must not forbid stalls for good."""
-_EXEMPT_S = 600.0
-"""By how much those whose wait is not protected stand back."""
 _MOST_CACHED = 4096
 _MEMORY = 5000
 _RECENT = 1000
@@ -84,7 +83,7 @@ class Rule:
         self._certain = engine.preemption == "none"
         self._shares: ShareLine | None = None
         self._context, self._submitted = 0.0, 0
-        self._works, self._exempted = Recent(_RECENT), 0
+        self._works, self._prefills, self._exempted = Recent(_RECENT), Recent(_RECENT), 0
         self._unseen: deque[Entry] = deque()
         self._waits = Recent(_RECENT)
         self._waited_s = 0.0
@@ -117,12 +116,16 @@ class Rule:
         self._learn_context(prompt + output / 2)
         prefill = self._prices.prefill_s(prompt) - self._prices.prefill_s(entry.cached)
         work = (prefill + self._prices.decode_s(prompt, output)) / request.weight
-        patience = 0.0 if self.objective == "throughput" else self.levels.patience_s
+        self._works.add(work)
+        back_s = OVERTAKEN * self.usual_wait_s
+        patience = max(self.levels.patience_s, back_s * back_s / (self._works.quantile(LARGE) or math.inf))
+        if self.objective == "throughput":
+            patience = 0.0
         entry.key = place_s(entry.arrival_s, work, patience)
         level = request.ttft_slo_s
         entry.due_s = entry.arrival_s + (self.levels.ttft_slo_s if level is None else level)
         if self._is_exempt(prefill):
-            entry.key += _EXEMPT_S
+            entry.key += EXEMPT_S
         else:
             self.expect(entry)
 
@@ -131,8 +134,8 @@ class Rule:
         share = self.levels.exempt
         if not share:
             return False
-        self._works.add(prefill_s)
-        longest = self._works.quantile(1 - 2 * share) or 0.0
+        self._prefills.add(prefill_s)
+        longest = self._prefills.quantile(1 - 2 * share) or 0.0
         chosen = self._exempted < share * self._submitted - 1 and prefill_s > longest
         self._exempted += chosen
         return chosen
@@ -148,8 +151,9 @@ class Rule:
 
     def begun(self, entry: Entry, now_s: float) -> None:
         """Learn that the step that gives a request's first token was composed."""
-        self._waits.add(now_s - entry.arrival_s)
-        self.usual_wait_s = self._waits.quantile(0.99) or 0.0
+        if entry.key - entry.arrival_s < EXEMPT_S:
+            self._waits.add(now_s - entry.arrival_s)
+            self.usual_wait_s = self._waits.quantile(0.99) or 0.0
 
     def started(self, entry: Entry) -> None:
         """Charge a tenant for a request that has begun: its prompt, and twice what is expected of its output."""
@@ -302,6 +306,7 @@ class Rule:
             "submitted": self._submitted,
             "waits": self._waits.values(),
             "works": self._works.values(),
+            "prefills": self._prefills.values(),
             "exempted": self._exempted,
             "credit": [self._credit_s, self._credited_s, self._credited_clock - state.clock],
             "waited_s": self._waited_s,
@@ -314,7 +319,8 @@ class Rule:
         if self._submitted:
             self._submitted -= 1
             self._learn_context(self._context)
-        for recent, name in ((self._waits, "waits"), (self._works, "works")):
+        learned = ((self._waits, "waits"), (self._works, "works"), (self._prefills, "prefills"))
+        for recent, name in learned:
             for number in document[name]:
                 recent.add(float(number))
         self._exempted = int(document["exempted"])
