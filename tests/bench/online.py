@@ -38,7 +38,7 @@ KEPT = (
     "e2e_mean_s", "ttft_mean_s", "ttft_p99_s", "ttft_max_s", "tpot_p99_s", "goodput_per_s", "slo_attainment", "requests_per_s",
     "preemptions",
 )  # fmt: skip
-SOLVE_S = 20.0
+SOLVE_S = 60.0
 
 
 class Task(NamedTuple):
