@@ -14,7 +14,7 @@ from optimizer.online.line import Order
 from optimizer.online.messages import Request
 from optimizer.online.rule import Rule
 from optimizer.online.state import PREFILL, WAITING, Entry, State
-from optimizer.policies.horizon_order import EXEMPT_S
+from optimizer.policies.horizon_rules import EXEMPT_S
 from optimizer.units import TICKS_PER_SECOND
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from typing import Protocol
 
 from optimizer.online.messages import Request
-from optimizer.online.recent import Recent
+from optimizer.policies.recent import Recent
 
 
 class Predictor(Protocol):

@@ -15,20 +15,27 @@ from optimizer.online.knobs import Knobs, Levels, OnlineObjective
 from optimizer.online.lengths import Lengths
 from optimizer.online.line import DueLine, KeyLine, Line, ShareLine
 from optimizer.online.messages import Request
-from optimizer.online.recent import Recent
 from optimizer.online.state import GONE, PREFILL, Entry, State
-from optimizer.policies.horizon_order import EXEMPT_S, LARGE, OVERTAKEN
-from optimizer.policies.horizon_rules import Belief, in_time, place_s, pressure, remaining_tokens
+from optimizer.policies.horizon_rules import (
+    EARNED,
+    EXEMPT_S,
+    HARDLY,
+    LARGE,
+    MOST_CREDIT,
+    Belief,
+    in_time,
+    patience,
+    place_s,
+    pressure,
+    remaining_tokens,
+)
 from optimizer.policies.horizon_steps import LATE, LEVELS, USUAL, StepRule, WorkPrices, chunk_within, step_s
+from optimizer.policies.recent import Recent
 from optimizer.problem.engine import Engine
 
 _MOST_DUE = 128
 """Requests whose first token is due that are looked at in a step."""
 _ONE_SIGMA = NormalDist().cdf(1.0)
-_HARDLY = 2.5
-"""Standard deviations of log-length that hardly any output exceeds."""
-_EARNED, _MOST_CREDIT = 0.65, 3.0
-"""In TPOT levels: what a decoded token earns towards stalls, and the most that can be saved up."""
 _MOST_DEBT = 100.0
 """In TPOT levels: a clock that jumps must not forbid stalls for good."""
 _MOST_CACHED = 4096
@@ -110,18 +117,18 @@ class Rule:
         entry.mu = math.log(min(max(median, 1.0), cap))
         entry.sigma = max(math.log(max(above, 1.0)) - entry.mu, 0.0)
         prompt = request.prompt_tokens
-        longest = cap if self._certain else min(math.exp(entry.mu + _HARDLY * entry.sigma), cap)
+        longest = cap if self._certain else min(math.exp(entry.mu + HARDLY * entry.sigma), cap)
         entry.most = prompt + longest + self._block_tokens
         output = min(remaining_tokens(Belief(entry.mu, entry.sigma), 0), cap)
         self._learn_context(prompt + output / 2)
         prefill = self._prices.prefill_s(prompt) - self._prices.prefill_s(entry.cached)
         work = (prefill + self._prices.decode_s(prompt, output)) / request.weight
         self._works.add(work)
-        back_s = OVERTAKEN * self.usual_wait_s
-        patience = max(self.levels.patience_s, back_s * back_s / (self._works.quantile(LARGE) or math.inf))
-        if self.objective == "throughput":
-            patience = 0.0
-        entry.key = place_s(entry.arrival_s, work, patience)
+        patience_s = 0.0
+        if self.objective != "throughput":
+            large = self._works.quantile(LARGE) or 0.0
+            patience_s = patience(self.levels.patience_s, self.usual_wait_s, large)
+        entry.key = place_s(entry.arrival_s, work, patience_s)
         level = request.ttft_slo_s
         entry.due_s = entry.arrival_s + (self.levels.ttft_slo_s if level is None else level)
         if self._is_exempt(prefill):
@@ -252,8 +259,8 @@ class Rule:
         # The tightest level of those who decode: stalls are felt by all alike.
         own = [e.request.tpot_slo_s for e in state.decoding.values() if e.request.tpot_slo_s is not None]
         pace, tokens = min([self.levels.tpot_slo_s, *own]), state.clock - self._credited_clock
-        self._credit_s += _EARNED * pace * tokens - (now_s - self._credited_s)
-        self._credit_s = max(min(self._credit_s, _MOST_CREDIT * pace), -_MOST_DEBT * pace)
+        self._credit_s += EARNED * pace * tokens - (now_s - self._credited_s)
+        self._credit_s = max(min(self._credit_s, MOST_CREDIT * pace), -_MOST_DEBT * pace)
         self._credited_s, self._credited_clock = now_s, state.clock
         return self._credit_s
 

@@ -11,16 +11,11 @@ import numpy as np
 
 from optimizer.policies.base import Policy, register
 from optimizer.policies.horizon_order import HorizonQueue, Places
-from optimizer.policies.horizon_rules import in_time, kv_is_safe
+from optimizer.policies.horizon_rules import EARNED, HARDLY, MOST_CREDIT, in_time, kv_is_safe
 from optimizer.policies.horizon_steps import LATE, LEVELS, USUAL, StepRule, WorkPrices, step_s
 from optimizer.problem.metrics import TPOT_SLO_S, TTFT_SLO_S
 from optimizer.simulator.state import EngineState
 from optimizer.units import seconds, ticks
-
-HARDLY = 2.5
-"""Standard deviations of log-length that hardly any output exceeds."""
-EARNED, MOST_CREDIT = 0.65, 3.0
-"""In TPOT levels: what a decoded token earns towards stalls, and the most that can be saved up."""
 
 Chunks = list[tuple[int, int]]
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left, insort
-from collections import deque
 
 from optimizer.policies.horizon_rules import Belief, combined
 
@@ -14,35 +12,6 @@ LEAST_HISTORY = 20
 """Finished requests before their lengths say anything; that many counts the spread of errors given beforehand."""
 LEAST_SIGMA = 0.05
 """However alike the lengths of the past were, the next one may differ by so much."""
-
-
-class Window:
-    """The last numbers of a stream, and their quantiles.
-
-    >>> window = Window(3)
-    >>> for number in (5.0, 1.0, 2.0, 3.0): window.add(number)
-    >>> window.quantile(0.99), window.quantile(0.0)
-    (3.0, 1.0)
-    """
-
-    __slots__ = ("_recent", "_size", "_sorted")
-
-    def __init__(self, size: int = WINDOW) -> None:
-        self._size = size
-        self._recent: deque[float] = deque()
-        self._sorted: list[float] = []
-
-    def add(self, number: float) -> None:
-        """Take in a number; the oldest goes."""
-        if len(self._recent) == self._size:
-            del self._sorted[bisect_left(self._sorted, self._recent.popleft())]
-        self._recent.append(number)
-        insort(self._sorted, number)
-
-    def quantile(self, share: float) -> float:
-        """Give a quantile; 0 while there is nothing."""
-        found = self._sorted
-        return found[min(int(share * len(found)), len(found) - 1)] if found else 0.0
 
 
 class Spread:

@@ -6,16 +6,20 @@ from collections import deque
 from collections.abc import Iterator
 from heapq import heappop, heappush
 
-from optimizer.policies.horizon_memory import LengthBeliefs, Window
-from optimizer.policies.horizon_rules import Belief, place_s, pressure, remaining_tokens
+from optimizer.policies.horizon_memory import WINDOW, LengthBeliefs
+from optimizer.policies.horizon_rules import (
+    EXEMPT_S,
+    LARGE,
+    Belief,
+    patience,
+    place_s,
+    pressure,
+    remaining_tokens,
+)
 from optimizer.policies.horizon_steps import LEVELS, WorkPrices
+from optimizer.policies.recent import Recent
 from optimizer.simulator.state import EngineState
 from optimizer.units import seconds
-
-OVERTAKEN, LARGE = 1 / 3, 0.98
-"""Where long waits are usual, requests with a large work, this quantile, are put back by this share of them."""
-EXEMPT_S = 600.0
-"""By how much those whose wait is not protected stand back: they are served when nobody else waits."""
 
 
 class Places:
@@ -57,7 +61,7 @@ class Places:
         self._exempted = 0
         self._unseen: deque[int] = deque()
         """Protected requests by arrival, those in front without a first token."""
-        self._works, self._prefills, self._waits = Window(), Window(), Window()
+        self._works, self._prefills, self._waits = Recent(WINDOW), Recent(WINDOW), Recent(WINDOW)
         self._usual_wait_s = 0.0
 
     def arrived(self, request: int) -> None:
@@ -76,10 +80,11 @@ class Places:
         work = prefill + self._prices.decode_s(prompt, output)
         self._works.add(work)
         self._prefills.add(prefill)
-        back_s = OVERTAKEN * self._usual_wait_s
-        patience = max(self._patience_s, back_s * back_s / self._works.quantile(LARGE))
-        place = place_s(seconds(s.arrival[request]), work, patience)
-        longest = self._prefills.quantile(1 - 2 * self._exempt)
+        large = self._works.quantile(LARGE) or 0.0
+        place = place_s(
+            seconds(s.arrival[request]), work, patience(self._patience_s, self._usual_wait_s, large)
+        )
+        longest = self._prefills.quantile(1 - 2 * self._exempt) or 0.0
         if self._exempted < self._exempt * request - 1 and prefill >= longest:
             self._exempted += 1
             self._protected[request] = False
@@ -96,7 +101,7 @@ class Places:
         if self._protected[request]:
             s = self._state
             self._waits.add(seconds(s.now - s.arrival[request]))
-            self._usual_wait_s = self._waits.quantile(0.99)
+            self._usual_wait_s = self._waits.quantile(0.99) or 0.0
 
     def finished(self, request: int) -> None:
         """Learn how long a request was, and how wrong the prediction."""

@@ -17,6 +17,15 @@ from optimizer.policies.peak import future_peak
 
 Array = NDArray[np.float64]
 
+HARDLY = 2.5
+"""Standard deviations of log-length that hardly any output exceeds."""
+EARNED, MOST_CREDIT = 0.65, 3.0
+"""In TPOT levels: what a decoded token earns towards stalls, and the most that can be saved up."""
+_OVERTAKEN, LARGE = 1 / 3, 0.98
+"""Where long waits are usual, requests with a large work, this quantile, are put back by this share of them."""
+EXEMPT_S = 600.0
+"""By how much those whose wait is not protected stand back: they are served when nobody else waits."""
+
 
 # ---- how long an output will be
 
@@ -147,6 +156,29 @@ def place_s(arrival_s: float, work_s: float, patience_s: float) -> float:
     (11.6, 12.5)
     """
     return arrival_s + math.sqrt(work_s * patience_s)
+
+
+def patience(patience_s: float, usual_wait_s: float, large_work_s: float) -> float:
+    """Give the patience for `place_s`: more where long waits are usual, so that large requests are put back by a part of them.
+
+    Parameters
+    ----------
+    patience_s
+        The least.
+    usual_wait_s
+        The longest waits of the recent past.
+    large_work_s
+        The `LARGE` quantile of the works of the recent past; 0: nothing is known.
+
+    Examples
+    --------
+    >>> patience(48.0, 9.0, 0.1), patience(48.0, 30.0, 1.0), patience(48.0, 30.0, 0.0)
+    (90.0, 100.0, 48.0)
+    """
+    if large_work_s <= 0:
+        return patience_s
+    back_s = _OVERTAKEN * usual_wait_s
+    return max(patience_s, back_s * back_s / large_work_s)
 
 
 def in_time(items: Iterable[tuple[float, float, int]]) -> list[tuple[float, float, int]]:

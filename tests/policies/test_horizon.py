@@ -14,7 +14,7 @@ from optimizer.capacity.step_time import StepClock
 from optimizer.errors import InputError
 from optimizer.policies import make_policy
 from optimizer.policies.horizon import Horizon
-from optimizer.policies.horizon_memory import LengthBeliefs, Window
+from optimizer.policies.horizon_memory import LengthBeliefs
 from optimizer.policies.horizon_order import EXEMPT_S
 from optimizer.policies.horizon_rules import (
     Belief,
@@ -35,6 +35,7 @@ from optimizer.policies.horizon_steps import (
     jumps,
     step_s,
 )
+from optimizer.policies.recent import Recent
 from optimizer.problem import StepPiece, StepRegime, StepTime, with_knowledge
 from optimizer.simulator import simulate
 from tests.bench.online_cases import case, saturation_rate, shared_traces
@@ -78,7 +79,7 @@ def test_a_predictor_worse_than_history_hardly_counts():
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=40), st.integers(1, 10), st.floats(0, 0.999))
 def test_a_window_knows_its_last_numbers(numbers, size, share):
-    window = Window(size)
+    window = Recent(size)
     for number in numbers:
         window.add(float(number))
     last = sorted(numbers[-size:])
