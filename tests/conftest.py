@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# The same examples in every run: what fails once fails again. `--hypothesis-seed N` or `--hypothesis-profile default`
-# draws others.
+# The same examples in every run, but for the constants of whatever modules are loaded, which Hypothesis tries as well.
+# `--hypothesis-profile default` draws others.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
